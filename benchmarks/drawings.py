@@ -14,7 +14,7 @@ from adapt import AdaptedModel
 from adapt.backbones.base import DualEncoder
 from adapt.data import Item, Split
 from adapt.evaluation.evaluate import evaluate
-from adapt.evaluation.scores import standard_error
+from adapt.evaluation.intervals import standard_error
 from adapt.models.base import Adapted
 from adapt.recipe import Recipe
 from adapt.training.fit import fit_plan

@@ -20,7 +20,7 @@ from torch import Tensor
 import adapt
 from adapt.choosing.recommendation import recommend
 from adapt.data import Split
-from adapt.evaluation.scores import standard_error
+from adapt.evaluation.intervals import standard_error
 from adapt.methods import GDA, ZeroShot
 from adapt.methods.gda import ALPHAS
 from adapt.models.features import item_features

@@ -10,7 +10,7 @@ from adapt import tasks
 from adapt.methods.base import total
 from adapt.recipe import read_recipe
 from adapt.training.fitting import Fitting
-from adapt.training.run_recipe import build, listed_data, plan_of
+from adapt.training.run_recipe import listed_data, plan_recipe
 from benchmarks.measure import THREADS, Row, by_turns
 from benchmarks.products import products_of
 
@@ -22,8 +22,8 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     torch.set_num_threads(THREADS)
     recipe = read_recipe("quickstart")
     split = listed_data(recipe)
-    model = build(recipe, split.class_names)
-    training = Fitting(plan_of(recipe, model, split))
+    plan = plan_recipe(recipe, split)
+    model, training = plan.model, Fitting(plan)
     progress("the features of the images, where they are not in the cache")
     inputs, items = next(training.batches.epoch(0, 0))
     optimizer = torch.optim.SGD(model.method.trains(), lr=training.settings.lr)

@@ -46,8 +46,8 @@ class Candidate:
     name: str
     recipe: Recipe
     cost: Cost
-    always: bool
-    command: str
+    always: bool = True
+    command: str = ""
     preferred: bool = False
     otherwise: tuple[str, Mapping[str, object]] = ("", {})
 

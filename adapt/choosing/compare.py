@@ -35,9 +35,9 @@ from adapt.data.item import Item
 from adapt.data.split import Split, by_stratum, folds, parts
 from adapt.evaluation.flops import answer_flops
 from adapt.evaluation.inference import Inference
-from adapt.evaluation.intervals import NORMAL, Interval
+from adapt.evaluation.intervals import NORMAL, Interval, standard_error
 from adapt.evaluation.learning_curve import LearningCurve
-from adapt.evaluation.scores import Scores, standard_error
+from adapt.evaluation.scores import Scores
 from adapt.formats import tensor_file
 from adapt.models.image_model import ImageModel
 from adapt.recipe import Recipe
@@ -175,7 +175,7 @@ class Comparison:
         fold_of = folds(split.train, count, seed, split.task.one_class)
         self._parts = list(parts(split, fold_of, count))
         self._spent = 0.0  # seconds of all trainings
-        self._estimates: dict[str, float] = {}
+        self.estimates: dict[str, float] = {}  # seconds of a training on one fold, of the candidates asked for
         self._places = [place for place, fold in enumerate(fold_of) if fold is not None]
 
     @property
@@ -200,7 +200,7 @@ class Comparison:
                 return None
             name, answer = constant
             results.append(_Fold(held, answer.expand(len(held), -1), 0.0, 0, True, 0, name))
-        return self._pooled(Candidate(name, recipe, Cost.NO_STEP, True, ""), results)
+        return self._pooled(Candidate(name, recipe, Cost.NO_STEP), results)
 
     def raced(self, candidate: Candidate, best: Compared, share: float | None = None) -> Compared | str:
         """Return the candidate's result on all folds, or a message if the candidate is dropped before.
@@ -242,8 +242,8 @@ class Comparison:
         """Return the estimated training time on one fold in seconds, measured over a few steps; 0 without steps."""
         if candidate.recipe.train is None:
             return 0.0
-        if candidate.name in self._estimates:
-            return self._estimates[candidate.name]
+        if candidate.name in self.estimates:
+            return self.estimates[candidate.name]
         part, _ = self._parts[0]
         settings = self._settings(candidate, part)
         with _quiet(), self._threads(candidate):
@@ -251,8 +251,8 @@ class Comparison:
         batches = max(1, len(part.train) // settings.batch_size)
         images = min(settings.batch_size * settings.accumulate, len(part.train))  # of a step
         quickest = max(entry["images_per_second"] for entry in result.history)  # the first steps are slow ones
-        self._estimates[candidate.name] = Length.of(settings, batches).steps * images / quickest
-        return self._estimates[candidate.name]
+        self.estimates[candidate.name] = Length.of(settings, batches).steps * images / quickest
+        return self.estimates[candidate.name]
 
     def curve(
         self, candidate: Candidate, target: float | None, progress: Progress | None = None, least: int = 1
@@ -413,88 +413,75 @@ def race(
     A candidate that is not marked `always` is compared only if the `budget`, in seconds, leaves time for it. Raises
     AdaptError if no candidate could be trained.
     """
-    runners = _Race(comparison, listed, budget)
+    compared, left_out = list[Compared](), dict[str, str]()
+    ran: list[tuple[Candidate, float]] = []  # candidates that had their turn, and the seconds it took
+    share = SHARE if all(candidate.always for candidate in listed) else None  # or else slow ones are wanted
+    until = math.inf if budget is None else time.monotonic() + budget
+    for candidate in listed:
+        if candidate.cost is not Cost.NO_STEP and (candidate.always or budget is None):
+            with suppress(AdaptError, torch.OutOfMemoryError):  # reported when its turn comes
+                comparison.estimate(candidate)
     for number, candidate in enumerate(listed, 1):
-        runners.run(candidate)
-        if progress:
-            logger.info("  %2d of %d  %s", number, len(listed), runners.result(candidate.name, listed[number:]))
-    if listed and not runners.compared:
-        name, reason = next(iter(runners.left_out.items()))
-        raise AdaptError(f"no method could be compared; for example, {name} failed: {reason}")
-    named = {each.name: each for each in sorted(runners.compared, key=lambda each: each.candidate.preferred)}
-    return list(named.values()), runners.left_out  # once, if a variant is its recipe after all
-
-
-class _Race:
-    """The state of a running comparison: results of candidates, reasons why candidates were left out, and times."""
-
-    def __init__(self, comparison: Comparison, listed: Sequence[Candidate], budget: float | None) -> None:
-        self.compared, self.left_out = list[Compared](), dict[str, str]()
-        self._comparison, self._budget, self._started = comparison, budget, time.monotonic()
-        self._folds = comparison.trainings - 1
-        self._share = SHARE if all(candidate.always for candidate in listed) else None  # or else slow ones are wanted
-        self._seconds: dict[str, float] = {}  # estimated for one training on one fold
-        self._ran: list[tuple[Candidate, float]] = []  # candidates that had their turn, and the seconds it took
-        for candidate in listed:
-            if candidate.cost is not Cost.NO_STEP and (candidate.always or budget is None):
-                with suppress(AdaptError, torch.OutOfMemoryError):  # reported when its turn comes
-                    self._seconds[candidate.name] = comparison.estimate(candidate)
-
-    def run(self, candidate: Candidate) -> None:
-        """Evaluate a candidate, and store the result or the reason why the candidate is left out."""
         started = time.monotonic()
         try:
-            outcome: Compared | str = self._over_budget(candidate)
-            if not outcome and (candidate.recipe.method["name"] == BASELINE or not self.compared):
-                outcome = self._comparison.run(candidate)
-            elif not outcome:
-                best = max(self.compared, key=lambda each: each.merit)
-                outcome = self._comparison.raced(candidate, best, self._share)
+            late = "" if candidate.always or budget is None else _late(comparison, candidate, budget, until - started)
+            if late:
+                outcome: Compared | str = late
+            elif candidate.recipe.method["name"] == BASELINE or not compared:
+                outcome = comparison.run(candidate)
+            else:
+                outcome = comparison.raced(candidate, max(compared, key=lambda each: each.merit), share)
         except (AdaptError, torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:
             outcome = str(error)
+        ran.append((candidate, time.monotonic() - started))
         if isinstance(outcome, str):
-            self.left_out[candidate.name] = outcome
+            left_out[candidate.name] = outcome
+            told = f"left out: {outcome}"
         else:
-            self.compared.append(outcome)
-        self._ran.append((candidate, time.monotonic() - started))
+            compared.append(outcome)
+            figure, figures = outcome.scores.compared_by, outcome.scores.figures()
+            told = f"{figure.text(figures[figure.name]):>5} ± {figure.text(outcome.error)} {figure.unit}"
+        if progress:
+            others = listed[number:]
+            left = f"  (about {readable_time(_left(comparison, ran, compared, others))} left)" if others else ""
+            logger.info("  %2d of %d  %-22s %s%s", number, len(listed), candidate.name, told, left)
+    if listed and not compared:
+        name, reason = next(iter(left_out.items()))
+        raise AdaptError(f"no method could be compared; for example, {name} failed: {reason}")
+    named = {each.name: each for each in sorted(compared, key=lambda each: each.candidate.preferred)}
+    return list(named.values()), left_out  # once, if a variant is its recipe after all
 
-    def _over_budget(self, candidate: Candidate) -> str:
-        """Return a message if the time budget does not suffice for the candidate, otherwise ""."""
-        if self._budget is None or candidate.always:
-            return ""
-        left = self._budget - (time.monotonic() - self._started)
-        each = self._seconds[candidate.name] = self._comparison.estimate(candidate) if left > 0 else 0.0
-        needed = self._comparison.trainings * each
-        if needed < left:
-            return ""
-        more = f"it would take about {readable_time(needed)} more" if needed else "there was no time to begin"
-        return f"{more}, and the budget is {readable_time(self._budget)}"
 
-    def result(self, name: str, others: Sequence[Candidate]) -> str:
-        """Return a line with the last candidate's figure or why it was left out, and the time needed for `others`."""
-        left = f"  (about {readable_time(self._left(others))} left)" if others else ""
-        if name in self.left_out:
-            return f"{name:22} left out: {self.left_out[name]}{left}"
-        last = self.compared[-1]
-        figure = last.scores.compared_by
-        value, error = figure.text(last.scores.figures()[figure.name]), figure.text(last.error)
-        return f"{name:22} {value:>5} ± {error} {figure.unit}{left}"
+def _late(comparison: Comparison, candidate: Candidate, budget: float, left: float) -> str:
+    """Return a message if the seconds that are `left` of the `budget` do not suffice for the candidate, else ""."""
+    needed = comparison.trainings * comparison.estimate(candidate) if left > 0 else 0.0
+    if needed < left:
+        return ""
+    more = f"it would take about {readable_time(needed)} more" if needed else "there was no time to begin"
+    return f"{more}, and the budget is {readable_time(budget)}"
 
-    def _left(self, others: Sequence[Candidate]) -> float:
-        """Estimate the seconds for the candidates `others`, if they are dropped as often as earlier candidates."""
-        plain = [seconds for candidate, seconds in self._ran if candidate.cost is Cost.NO_STEP]
-        each_plain = sum(plain) / max(1, len(plain))
-        stepped = [candidate.name for candidate, _ in self._ran if candidate.cost is not Cost.NO_STEP]
-        kept_up = sum(each.candidate.name in stepped for each in self.compared)
-        likely = (KEPT_UP[0] + kept_up) / (KEPT_UP[1] + len(stepped))
-        overhead = min(plain, default=0.0) / self._folds  # of any training, apart from its steps
-        trainings = {
-            Cost.STEPS_ON_FEATURES: 1 + likely * (self._folds - 1),
-            Cost.STEPS_THROUGH_TOWERS: 1 / PILOT + likely * self._folds,
-        }
-        return sum(
-            each_plain
-            if each.cost is Cost.NO_STEP
-            else trainings[each.cost] * (overhead + self._seconds.get(each.name, 0.0))
-            for each in others
-        )
+
+def _left(
+    comparison: Comparison,
+    ran: Sequence[tuple[Candidate, float]],
+    compared: Sequence[Compared],
+    others: Sequence[Candidate],
+) -> float:
+    """Estimate the seconds for the candidates `others`, if they are dropped as often as those that `ran` before."""
+    folds = comparison.trainings - 1
+    plain = [seconds for candidate, seconds in ran if candidate.cost is Cost.NO_STEP]
+    each_plain = sum(plain) / max(1, len(plain))
+    stepped = [candidate.name for candidate, _ in ran if candidate.cost is not Cost.NO_STEP]
+    kept_up = sum(each.candidate.name in stepped for each in compared)
+    likely = (KEPT_UP[0] + kept_up) / (KEPT_UP[1] + len(stepped))
+    overhead = min(plain, default=0.0) / folds  # of any training, apart from its steps
+    trainings = {
+        Cost.STEPS_ON_FEATURES: 1 + likely * (folds - 1),
+        Cost.STEPS_THROUGH_TOWERS: 1 / PILOT + likely * folds,
+    }
+    return sum(
+        each_plain
+        if each.cost is Cost.NO_STEP
+        else trainings[each.cost] * (overhead + comparison.estimates.get(each.name, 0.0))
+        for each in others
+    )

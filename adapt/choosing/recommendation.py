@@ -343,13 +343,14 @@ def recommend(
         )
         if folder is not None:
             recommendation.write(folder)
-        alone = UNCOMPARED[1] if isinstance(loaded, DualEncoder) else {}
-        name, usual = UNCOMPARED[0], list((changes | alone).items())
-        recipe = chosen.candidate.recipe if chosen else read_recipe(name, usual, data)
+        if chosen:
+            candidate = chosen.candidate
+        else:
+            usual = changes | (UNCOMPARED[1] if isinstance(loaded, DualEncoder) else {})
+            candidate = Candidate(UNCOMPARED[0], read_recipe(UNCOMPARED[0], [*usual.items()], data), Cost.NO_STEP)
         goes_on = folder is not None and (folder / "recipe.yaml").is_file()
-        result = run_recipe(recipe, folder, goes_on, progress, split, loaded, tracked_by)
-        name = chosen.candidate.called(result) if chosen else name
-        recommendation = recommendation.trained(result, name)
+        result = run_recipe(candidate.recipe, folder, goes_on, progress, split, loaded, tracked_by)
+        recommendation = recommendation.trained(result, candidate.called(result))
         if folder is not None:
             recommendation.write(folder)
             recommendation.report(folder)
@@ -458,7 +459,14 @@ def _notes(split: Split, comparison: Comparison, compared: Sequence[Compared], b
             f"images a class, and works much better with eight. {UNCOMPARED[0]} is used instead"
         ]
     if not split.task.one_class:
-        return [] if baseline is None else _on_images(compared, baseline)
+        if baseline is None:
+            return []
+        ahead, error = baseline.behind(max(compared, key=lambda each: each.merit))
+        unseeing = (
+            f"No method is more than two standard errors better than the {baseline.candidate.name}, which looks at no "
+            "image: this backbone may see nothing of what is to be predicted"
+        )
+        return [] if ahead > WITHIN * error else [unseeing]
     untried = sorted({item.stratum for item in split.train} - {item.stratum for item in comparison.items})
     notes = [_on_class_names(each) for each in compared if each.candidate.recipe.method["name"] == BASELINE]
     if untried:
@@ -467,20 +475,6 @@ def _notes(split: Split, comparison: Comparison, compared: Sequence[Compared], b
             "in a class, none can be held out"
         )
     return notes
-
-
-def _on_images(compared: Sequence[Compared], baseline: Compared) -> list[str]:
-    """Return a remark if no method is clearly better than `baseline`, which does not look at the images."""
-    ahead, error = baseline.behind(max(compared, key=lambda each: each.merit))
-    name = baseline.candidate.name
-    return (
-        []
-        if ahead > WITHIN * error
-        else [
-            f"No method is more than two standard errors better than the {name}, which looks at no image: this "
-            "backbone may see nothing of what is to be predicted"
-        ]
-    )
 
 
 def _on_class_names(zero_shot: Compared) -> str:

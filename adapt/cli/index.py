@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,8 +22,6 @@ from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
 if TYPE_CHECKING:
     from adapt.models.image_model import ImageModel
     from adapt.retrieval.index import Index
-
-    _Encode = Callable[[ImageModel, str, Path | None], Index]
 
 _Adapter = Annotated[Path | None, "Adapter to encode with.  [default: the backbone by itself]"]
 _Root = Annotated[Path | None, "Folder of the images in a .csv of pairs.  [default: the .csv's own]"]
@@ -126,7 +124,7 @@ def search(
     if root is not None and not of_pairs:
         raise AdaptError("--root is the image folder of a .csv of pairs, but no query is a .csv: leave --root out")
     with common.quiet_libraries():
-        from adapt.retrieval.index import load_index
+        from adapt.retrieval.index import load_index, slerp
 
         stored = load_index(index)
         model = _model(backbone or (None if adapter else stored.header.backbone), adapter, device)
@@ -136,9 +134,12 @@ def search(
                 f"{index} is an index of {stored.header.kind}, but a query is a .csv of pairs: give an index made by "
                 "`adapt index --pairs`, or give texts or images as queries"
             )
-        encode = _encoded if share is None else _between(stored, model, share, device)
+        old = None if share is None else _older(stored, model, device)
         for query in queries:
-            encoded = encode(model, query, root)
+            encoded = _encoded(model, query, root)
+            if old is not None and share is not None:
+                features = slerp(_encoded(old, query, root).features, encoded.features, share)
+                encoded = replace(encoded, features=features)
             for name, *nearest in zip(encoded.entries, *stored.nearest(encoded.features, top_k), strict=True):
                 cosines, places = (each.tolist() for each in nearest)
                 found = list(zip([stored.entries[place] for place in places], cosines, strict=True))
@@ -218,14 +219,12 @@ def _lists_pairs(query: str) -> bool:
     return query.lower().endswith(".csv")
 
 
-def _between(index: Index, model: ImageModel, share: float, device: str) -> _Encode:
-    """Return a function that encodes a query by the index's backbone and by `model`, and interpolates the features.
+def _older(index: Index, model: ImageModel, device: str) -> ImageModel:
+    """Return the index's own backbone, between whose queries and those of `model` --slerp interpolates.
 
-    `share` is the weight of `model` in the spherical interpolation (slerp). Raises AdaptError if the adapter of `model`
-    does not map into the index's feature space.
+    Raises AdaptError if the adapter of `model` does not map into the index's feature space.
     """
     from adapt.methods.base.space import space_of
-    from adapt.retrieval.index import slerp
 
     if space_of(model.method) is None:
         raise AdaptError(
@@ -234,9 +233,4 @@ def _between(index: Index, model: ImageModel, share: float, device: str) -> _Enc
         )
     old = _model(index.header.backbone, None, device)
     index.check(old)
-
-    def between(model: ImageModel, query: str, root: Path | None) -> Index:
-        new = _encoded(model, query, root)
-        return replace(new, features=slerp(_encoded(old, query, root).features, new.features, share))
-
-    return between
+    return old

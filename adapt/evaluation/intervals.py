@@ -85,7 +85,7 @@ def of_mean(values: Tensor, groups: Sequence[str]) -> Interval | None:
     mean, count = float(values.double().mean()), len(set(groups))
     if count < 2:
         return None
-    half = _t(count) * error_of_mean(values, groups)
+    half = _t(count) * standard_error(values, groups)
     return Interval(mean - half, mean + half)
 
 
@@ -160,8 +160,13 @@ def mcnemar(one: int, other: int) -> float:
     return float(binomtest(one, one + other).pvalue) if one + other else 1.0
 
 
-def error_of_mean(values: Tensor, groups: Sequence[str]) -> float:
-    """Return the standard error of the mean of `values` `(n,)`, by the variance between at least two groups."""
+def standard_error(values: Tensor, groups: Sequence[str]) -> float:
+    """Return the cluster-robust standard error of the mean of `values` `(n,)`; each group in `groups` is a cluster.
+
+    The correction for few groups is included. Returns 0 for a single group, because the error is then unknown.
+    """
+    if len(set(groups)) < 2:
+        return 0.0
     sums, sizes = _by_group(values.double(), groups), _by_group(torch.ones(len(values)).double(), groups)
     return _ratio_error(sums, sizes, float(values.double().mean()))
 

@@ -166,7 +166,11 @@ def region_overlap(maps: Tensor, masks: Tensor, most_false: float = MOST_FALSE) 
     overlap is integrated over the false positive rate of pixels up to `most_false`, and divided by `most_false`. Every
     value of the maps is a threshold. Returns None if the masks have no region or no normal pixel.
     """
-    regions = _regions(masks)
+    from scipy.ndimage import label
+
+    neighbours = np.zeros((3, 3, 3))
+    neighbours[1] = 1  # of the same image, diagonal ones too
+    regions = torch.from_numpy(label(masks.numpy(), neighbours)[0]).long()
     sizes = regions[masks].bincount()[1:]
     normal = int((~masks).sum())
     if not len(sizes) or not normal:
@@ -183,19 +187,6 @@ def region_overlap(maps: Tensor, masks: Tensor, most_false: float = MOST_FALSE) 
         for x, end in ((false, most_false), (overlap, meets))
     )
     return float(torch.trapezoid(overlap, false)) / most_false
-
-
-def _regions(masks: Tensor) -> Tensor:
-    """Return masks `(n, h, w)` in which connected regions (including diagonal neighbours) are numbered from 1."""
-    from scipy.ndimage import label
-
-    regions, count = [], 0
-    for mask in masks:
-        numbered, regions_here = label(mask.numpy(), structure=torch.ones(3, 3).numpy())
-        own = torch.from_numpy(numbered).long()
-        regions.append(torch.where(mask, own + count, 0))
-        count += regions_here
-    return torch.stack(regions)
 
 
 _WARM, _HOT = "#ff7a1a", "#d0002f"

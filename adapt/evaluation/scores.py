@@ -313,11 +313,3 @@ def coverage_and_accuracy(confidence: Sequence[float], right: Sequence[bool]) ->
         if place == len(ranked) or ranked[place][0] < sure:
             points.append((place / len(ranked), hits / place))
     return points
-
-
-def standard_error(values: Tensor, groups: Sequence[str]) -> float:
-    """Return the cluster-robust standard error of the mean of `values` `(n,)`; each group in `groups` is a cluster.
-
-    The correction for few groups is included. Returns 0 for a single group, because the error is then unknown.
-    """
-    return intervals.error_of_mean(values, groups) if len(set(groups)) > 1 else 0.0

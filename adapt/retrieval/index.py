@@ -21,7 +21,7 @@ from adapt.common.disk import replacing
 from adapt.common.errors import AdaptError
 from adapt.common.progress import Progress
 from adapt.common.validation import explain
-from adapt.data.decoding.images import picture_batches
+from adapt.data.decoding.images import in_batches, picture_batches
 from adapt.data.decoding.pictures import turns
 from adapt.data.item import Item
 from adapt.formats import tensor_file
@@ -170,8 +170,7 @@ def index_texts(model: ImageModel, texts: Sequence[str], progress: Progress | No
     """
     _check(texts, "text")
     _check_prompts(model)
-    parts = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
-    encoded = (model.text_features(part, edited=True) for part in parts)
+    encoded = (model.text_features(part, edited=True) for part in in_batches(texts, TEXTS_AT_ONCE))
     return _index("texts", model, texts, encoded, progress)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -123,11 +124,8 @@ def different(features: Tensor) -> list[int]:
 
     Captions that are similar, even if only through other captions, form a group, of which only the first is returned.
     """
-    near = features @ features.T > ALIKE
-    group = list(range(len(features)))
-    for one in range(len(features)):
-        for other in range(one):
-            if near[one, other] and group[one] != group[other]:
-                joined, gone = sorted((group[one], group[other]))
-                group = [joined if each == gone else each for each in group]
-    return sorted(set(group))  # a group has the number of its first caption
+    from scipy.sparse.csgraph import connected_components
+
+    near = (features @ features.T > ALIKE).numpy()
+    _, group = connected_components(near, directed=False)
+    return sorted(np.unique(group, return_index=True)[1].tolist())

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from adapt.common.errors import missing
 from adapt.common.progress import LogEntry
+from adapt.data.decoding.images import in_batches
 from adapt.tracking import TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ _TAG = "adapt.run"  # by which a continued run is found
 _LONGEST, _LONGEST_KEY = 500, 250  # characters of a setting and of its key, the limits of the oldest servers
 _REFUSED = re.compile(r"[^\w\-./: ]")  # in a key, which may be the name of a class
 _METRICS, _SETTINGS = 1000, 100  # in one request
-T = TypeVar("T")
 
 
 class MLflow(Tracker):
@@ -62,7 +62,7 @@ class MLflow(Tracker):
             self._library.entities.Param(_REFUSED.sub("_", key)[:_LONGEST_KEY], str(value)[:_LONGEST])
             for key, value in flat_settings(run.settings).items()
         ]
-        for part in _in_requests(settings, _SETTINGS):
+        for part in in_batches(settings, _SETTINGS):
             self._client.log_batch(self._run, params=part)
 
     def steps(self, entries: Sequence[LogEntry]) -> None:
@@ -94,10 +94,5 @@ class MLflow(Tracker):
             for step, numbers in steps
             for name, value in numbers.items()
         ]
-        for part in _in_requests(metrics, _METRICS):
+        for part in in_batches(metrics, _METRICS):
             self._client.log_batch(self._run, metrics=part)
-
-
-def _in_requests(entities: Sequence[T], most: int) -> Iterator[Sequence[T]]:
-    for begin in range(0, len(entities), most):
-        yield entities[begin : begin + most]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from adapt.common.errors import AdaptError
-from adapt.evaluation.scores import standard_error
+from adapt.evaluation.intervals import standard_error
 from adapt.methods.base import Choice, Grid, trait
 from adapt.methods.base.traits import Grades, configure
 from adapt.training.fitting import Fitting

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adapt import tasks
 from adapt.backbones.base import outside_inference_mode
+from adapt.backbones.load import load_backbone
 from adapt.common import plain
 from adapt.common.devices import described
 from adapt.common.errors import AdaptError
@@ -42,7 +43,7 @@ from adapt.soups import average
 from adapt.training.fit import fit_plan, pick_rows, seen_rows
 from adapt.training.plan import calibrates_by_folds
 from adapt.training.run import PICKS, SEEN, Run, environment
-from adapt.training.run_recipe import backbone_of, decodable, listed_data, plan_recipe
+from adapt.training.run_recipe import decodable, listed_data, plan_recipe
 from adapt.training.start import check_start
 
 _Rows = list[dict[str, str]]
@@ -302,7 +303,8 @@ def crossed(
             "of single images, one class each, from labels in closed form, and start from no adapter. Calibrate this "
             f"{method.name} on images that it has not learned from, and leave folds out"
         )
-    backbone, split, models = backbone_of(recipe), decodable(split, recipe, progress), list[Any]()
+    backbone = load_backbone(recipe.backbone, recipe.device, recipe.quantize)
+    split, models = decodable(split, recipe, progress), list[Any]()
     groups = groups_of(split.train)
     names = list(dict.fromkeys(groups))
     if not 2 <= folds <= len(names):

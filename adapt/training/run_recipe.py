@@ -138,10 +138,8 @@ def images_per_class(recipe: Recipe, split: Split) -> int:
     return round(median(counts.values()))
 
 
-def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | None = None) -> Adapted:
-    """Return a model with the recipe's method on `backbone` or, by default, on the recipe's backbone."""
-    if backbone is None:
-        backbone = backbone_of(recipe)
+def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone) -> Adapted:
+    """Return a model with the recipe's method on `backbone`."""
     if recipe.data.max_pixels is not None:
         backbone = backbone.limited(recipe.data.max_pixels)
     method = recipe.new_method()
@@ -158,11 +156,6 @@ def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | Non
     if recipe.start is not None:
         start_from(model, recipe.start)
     return model
-
-
-def backbone_of(recipe: Recipe) -> Backbone:
-    """Load the recipe's backbone."""
-    return load_backbone(recipe.backbone, recipe.device, recipe.quantize)
 
 
 def run_recipe(
@@ -201,7 +194,8 @@ def plan_recipe(recipe: Recipe, split: Split, backbone: Backbone | None = None, 
     split = with_validation(split, recipe)
     if recipe.start is not None:  # before the backbone is loaded
         check_start(recipe.start, recipe.new_method(), recipe.train is not None, split.class_names)
-    backbone, task = backbone or backbone_of(recipe), tasks.of(split.items())
+    backbone = backbone or load_backbone(recipe.backbone, recipe.device, recipe.quantize)
+    task = tasks.of(split.items())
     task.check_backbone(backbone)  # before the method, which may need parts that only other kinds of backbones have
     model = build(recipe, task.class_names_for(backbone.kind, split.class_names), backbone)
     return plan_of(recipe, model, split, **changes)
@@ -213,7 +207,14 @@ def plan_of(recipe: Recipe, model: Adapted, split: Split, **changes: object) -> 
     `changes` replace training settings of the recipe, and None removes a setting. Raises AdaptError for every mistake
     that `fit` can detect before an image is opened.
     """
-    settings: dict[str, Any] = _settings(recipe, split) | changes
+    settings = dict[str, Any]()
+    if recipe.train is not None:
+        images, table = images_per_class(recipe, split), recipe.train.epochs
+        plain = recipe.train.at(images)
+        if isinstance(table, dict) and images not in table:
+            logger.info("train.epochs has no entry for %d images per class: %s epochs are used", images, plain.epochs)
+        settings = plain.model_dump(exclude_unset=True, exclude_none=True)
+    settings |= changes
     plan = planned(
         model,
         split.train,
@@ -230,17 +231,3 @@ def plan_of(recipe: Recipe, model: Adapted, split: Split, **changes: object) -> 
         **{key: value for key, value in settings.items() if value is not None},
     )
     return replace(plan, recipe=recipe.model_dump(mode="json"))
-
-
-def _settings(recipe: Recipe, split: Split) -> dict[str, object]:
-    """Return the recipe's training settings for `fit`, with the length of training resolved for `split`.
-
-    The number of epochs is logged if the recipe's table of epochs has no entry for the number of images per class.
-    """
-    if recipe.train is None:
-        return {}
-    images = images_per_class(recipe, split)
-    plain, table = recipe.train.at(images), recipe.train.epochs
-    if isinstance(table, dict) and images not in table:
-        logger.info("train.epochs has no entry for %d images per class: %s epochs are used", images, plain.epochs)
-    return plain.model_dump(exclude_unset=True, exclude_none=True)

@@ -252,7 +252,7 @@ def test_a_method_is_dropped_once_it_cannot_be_chosen(monkeypatch: pytest.Monkey
 def test_one_training_takes_no_more_than_a_share_of_all_before(monkeypatch: pytest.MonkeyPatch) -> None:
     planned = _Planned(monkeypatch)
     best = planned.best([0.5] * 5)
-    planned.comparison._spent, planned.comparison._estimates = 20.0, {"coop": 6.0}
+    planned.comparison._spent, planned.comparison.estimates = 20.0, {"coop": 6.0}
     said, folds = planned.race("coop", [1.0] * 5, best, share=0.25)
     assert (said.split(":")[0], folds) == ("a training takes 6 s, more than 25% of the 20 s of all before", 0)
     assert isinstance(planned.race("coop", [1.0] * 5, best, share=0.3)[0], Compared)

@@ -11,7 +11,7 @@ import torch
 from adapt import AdaptError
 from adapt.data import Item, Split
 from adapt.data.split import folds, parts
-from adapt.evaluation.scores import standard_error
+from adapt.evaluation.intervals import standard_error
 
 
 def _split(groups: dict[str, list[int]]) -> Split:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adapt.evaluation.scores import standard_error
+from adapt.evaluation.intervals import standard_error
 
 
 def test_images_that_stand_alone_have_the_usual_error() -> None:
