@@ -18,8 +18,6 @@ from adapt.models.image_model import ImageModel
 from adapt.models.prediction import Prediction, Query
 
 if TYPE_CHECKING:
-    from adapt.models.native_vlm import ChatModel
-    from adapt.models.vision_encoder import VisionModel
     from adapt.models.wrap import Model
 
 Prepared = tuple[Any, ...]  # an image as each group of models reads it
@@ -101,7 +99,7 @@ class SideBySide:
         return any(model.memory is not None for model in self._models)
 
     @property
-    def native(self) -> list[ChatModel | VisionModel]:
+    def native(self) -> list[Adapted[Any]]:
         """The models on native vision-language models, through whose decoder images pass, so that a pass takes long."""
         return [model for model in self._models if model.backbone.as_decoded]
 
