@@ -171,4 +171,4 @@ def test_a_fusion_encoder_refuses_it(train) -> None:
     from adapt.training import plan
 
     with pytest.raises(AdaptError, match=r"train\.terms has distill: 2, but das on .* does not change image features"):
-        plan._settings(model, {"epochs": 1, "terms": {"distill": 2}}, True)
+        plan._settings(model, {"epochs": 1, "terms": {"distill": 2}}, True, None)
