@@ -93,6 +93,10 @@ def _files_of_ones_own(tmp_path: Path, class_names: tuple[str, ...], monkeypatch
     monkeypatch.chdir(tmp_path)
 
 
+def _loaded(recipe: Recipe) -> Backbone:
+    return run_recipe.load_backbone(recipe.backbone, recipe.device, recipe.quantize)
+
+
 def _of_its_kind(name: str, clip: Backbone) -> Backbone:
     if name == "cafo/two_models":
         return joined(clip, clip)
@@ -111,7 +115,7 @@ def test_it_builds(
     recipe = read_recipe(name, data=data)
     if not re.sub("^(embed|heads):", "", recipe.backbone).startswith("mini-"):
         monkeypatch.setattr(run_recipe, "load_backbone", lambda *_: _of_its_kind(name, backbone))
-    model = run_recipe.build(recipe, class_names, run_recipe.backbone_of(recipe))
+    model = run_recipe.build(recipe, class_names, _loaded(recipe))
     assert model.method.name == recipe.method["name"]
     assert (recipe.train is not None) == model.method.takes_steps
 
@@ -123,9 +127,9 @@ def test_for_ones_own_images_depths_follow_the_tower(
 ) -> None:
     """Six and four blocks of the bundled backbone, and the published depths on twelve."""
     recipe = read_recipe(name, ["backbone=mini-clip"], str(tmp_path))
-    run_recipe.build(recipe, ("cat", "dog"), run_recipe.backbone_of(recipe))
+    run_recipe.build(recipe, ("cat", "dog"), _loaded(recipe))
     monkeypatch.setattr(run_recipe, "load_backbone", lambda *_: backbone)
-    config = run_recipe.build(recipe, ("cat", "dog"), run_recipe.backbone_of(recipe)).method.config.model_dump()
+    config = run_recipe.build(recipe, ("cat", "dog"), _loaded(recipe)).method.config.model_dump()
     published = {"maple": {"depth": 9}, "prompt_src": {"depth_text": 9, "depth_vision": 9}, "tcp": {"block": 8}}
     published["ivlp"] = {"depth_text": 12, "depth_vision": 12}
     assert published.get(recipe.method["name"], {}).items() <= config.items()
