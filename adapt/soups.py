@@ -177,7 +177,7 @@ def _check_alike(one: Header, one_name: str, other: Header, other_name: str) -> 
         a, b = getattr(one, what), getattr(other, what)
         if what == "answers" and a and b:  # the soup takes the mean of what each adapter has fitted
             a, b = ({key: each[key] for key in each if key != "temperature"} for each in (a, b))
-            if {"logit_bias"} <= a.keys() & b.keys():
+            if None not in (a.get("logit_bias"), b.get("logit_bias")):
                 b = b | {"logit_bias": a["logit_bias"]}
         if a == b:
             continue

@@ -227,8 +227,11 @@ def test_the_bias_of_several_classes_is_a_mean(
         each.answers = replace(each.answers, logit_bias=own)
     assert adapt.soup(both, **settings).answers.logit_bias == pytest.approx(bias)
     both[0].answers = replace(both[0].answers, logit_bias=None)
-    with pytest.raises(AdaptError, match="differ in answers"):
-        adapt.soup(both, **settings)
+    for temperature in (1.0, 2.0):
+        for each in both:
+            each.answers = replace(each.answers, temperature=temperature)
+        with pytest.raises(AdaptError, match="differ in answers"):
+            adapt.soup(both, **settings)
 
 
 def test_the_temperature_of_a_soup_is_the_geometric_mean(open_clip: Backbone) -> None:
