@@ -246,6 +246,7 @@ def recommend(
     data: str,
     *,
     root: str | None = None,
+    columns: str | None = None,
     names: str | None = None,
     shots: int | None = None,
     seed: int = 1,
@@ -292,7 +293,14 @@ def recommend(
     named = {each.describe() if isinstance(each, Backbone) else each: each for each in asked}
     if len(named) < len(asked):
         raise AdaptError(f"backbones are compared that have one name ({', '.join(map(str, named))}): give each once")
-    given = {"data.root": root, "data.names": names, "backbone": next(iter(named)), "seed": seed, "device": device}
+    given = {
+        "data.root": root,
+        "data.columns": columns,
+        "data.names": names,
+        "backbone": next(iter(named)),
+        "seed": seed,
+        "device": device,
+    }
     changes: dict[str, object] = dict(map(pair, overrides))
     changes |= {key: value for key, value in given.items() if value is not None} | {"data.shots": shots}
     base = read_recipe("zero_shot", list(changes.items()), data)

@@ -58,7 +58,7 @@ def list_sets() -> None:
     click.echo(f"Bundled: {', '.join(plain)}")
     click.echo(f"         of one style by NAME@STYLE: {', '.join(styles)}")
     click.echo(f"Others:  torchvision:NAME ({', '.join(torchvision_sets.names())}),")
-    click.echo("         hf:NAME_OR_FOLDER, an image folder, a .csv, a split .json")
+    click.echo("         hf:NAME_OR_FOLDER, an image folder, a .csv, .json or .parquet")
 
 
 @command(short_help="Check files and labels before training.", group=data)
@@ -67,13 +67,14 @@ def check(
     folder: _Folder = None,
     *,
     root: common.Root = None,
+    columns: common.Columns = None,
     out: Annotated[Path | None, "New folder for lists of the files concerned, a CSV per finding."] = None,
     backbone: Annotated[str | None, "Native vision-language model whose tokens are counted in conversations."] = None,
 ) -> None:
     """Check SOURCE for files and labels that would stop training, and for anything unusual.
 
-    SOURCE is a name from `adapt data list`, an image folder, a .csv or a split .json. ROOT is the folder that contains
-    the published data sets, or that paths inside a .csv or .json are relative to. Nothing is downloaded.
+    SOURCE is a name from `adapt data list`, an image folder, a .csv, .json or .parquet. ROOT is the folder of
+    published data sets, or that paths inside a list or table are relative to. Nothing is downloaded.
 
     Problems stop training. They are printed one per line, and the exit code is then 2. Problems are images that are
     missing, empty, truncated or need a library (HEIC), masks and regions that do not fit the image, blank masks of
@@ -93,7 +94,7 @@ def check(
     if out is not None:
         check_free(out)
     entry = published.find(source)
-    split, inconsistent = checks.read_leniently(source, _root(folder, root))
+    split, inconsistent = checks.read_leniently(source, _root(folder, root), columns)
     parts = (*common.PARTS, "unlabelled") if split.unlabelled else common.PARTS
     each_part = {part: getattr(split, part) for part in parts}
     alone = {part for part, own in each_part.items() if own and not (own[0].path or own[0].task.mixes_texts)}

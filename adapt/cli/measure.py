@@ -31,6 +31,7 @@ def evaluate_adapter(
     *,
     data: common.DataToMeasure,
     root: common.Root = None,
+    columns: common.Columns = None,
     names: common.ReadableNames = None,
     part: common.PartToMeasure = "test",
     data_classes: Annotated[bool, "Classify among the data's class names, not the adapter's."] = False,
@@ -62,7 +63,7 @@ def evaluate_adapter(
     """
     from adapt.data.readers import load as load_data
 
-    split = load_data(data, root, names, note=True)
+    split = load_data(data, root, names, note=True, columns=columns)
     shares = [] if blend is None else common.numbers("blend", blend, float)
     with common.quiet_libraries():
         if shares and (against is not None or level is not None):

@@ -37,6 +37,7 @@ REQUIRED = inspect.Parameter.empty
 # option of a command that takes a recipe -> key of the recipe
 _KEYS = {
     "root": "data.root",
+    "columns": "data.columns",
     "shots": "data.shots",
     "seed": "seed",
     "device": "device",
@@ -146,13 +147,19 @@ def _once(context: click.Context, option: click.Parameter, given: tuple[str, ...
     return given
 
 
-SOURCES = "a bundled or published set, an image folder, a .csv or a split .json"
-_ROOT = "Folder that holds the published sets, or that paths inside a .csv or .json start from."
+SOURCES = "a bundled or published set, an image folder, a .csv, .json or .parquet"
+_ROOT = "Folder that holds the published sets, or that paths inside a list or table start from."
 
 # options of commands that measure or show data
 
 DataToMeasure = Annotated[str, f"Data to measure on: {SOURCES}."]
 Root = Annotated[str | None, Option(_ROOT)]
+Columns = Annotated[
+    str | None,
+    Option(
+        "What columns of a list or table are, such as image=img,label=cat,ignored=notes.", metavar="NAME=COLUMN,..."
+    ),
+]
 ReadableNames = Annotated[str | None, "File with readable class names: .csv (class,name) or .json."]
 OtherClasses = Annotated[
     str | None, Option("Other class names: a comma-separated list, or a text file with one per line.", "--classes")
@@ -191,6 +198,7 @@ class Options(TypedDict, total=False):
 
     data: Annotated[str | None, f"Data to train on: {SOURCES}."]
     root: RecipeRoot
+    columns: Columns
     shots: Annotated[
         int | str | None, Option("Training images per class, or all.  [default: the recipe's]", kind=_Shots())
     ]

@@ -7,6 +7,7 @@ list.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,14 +68,16 @@ class Looked:
         ]
 
 
-def read_leniently(source: str, root: str | os.PathLike[str] | None) -> tuple[Split, list[str]]:
+def read_leniently(
+    source: str, root: str | os.PathLike[str] | None, columns: str | None = None
+) -> tuple[Split, list[str]]:
     """Return the readable contents of a data set, and a list of the problems that make the data set inconsistent.
 
     Raises AdaptError if `source` is a list or a name that cannot be read. For an unreadable folder, and for a list of
     which no row can be used, the data set is empty.
     """
     try:
-        return load(source, root), []
+        return load(source, root, columns=columns), []
     except InconsistentError as error:
         split, problems = error.split, list(dict.fromkeys(error.problems))
     except AdaptError as error:
@@ -101,6 +104,7 @@ def look(source: str, split: Split, inconsistent: Sequence[str] = (), progress: 
 
 MEGAPIXELS = 24  # a larger image is reported: decoding takes longer than all later steps
 _NAMED = 3
+_VALUE = re.compile(r"""'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|\d+""")
 _PAGES = "animated or of several pages, of which the first counts"
 _MISNAMED = "of another format than the name says, but readable"
 _LARGE = f"of more than {MEGAPIXELS} megapixels, which are slow to decode in every epoch: smaller copies serve as well"
@@ -128,9 +132,16 @@ def found_in(looked: Looked) -> list[Finding]:
 
 
 def inconsistent(looked: Looked) -> Iterator[Finding]:
-    """Yield one finding for each inconsistency of a data set, such as a class without a training image."""
+    """Yield one finding for each kind of inconsistency of a data set, such as rows whose images are not there.
+
+    Problems of one kind differ in numbers and quoted values alone.
+    """
+    kinds: dict[str, list[str]] = defaultdict(list)
     for problem in looked.inconsistent:
-        yield Finding("inconsistent", problem, [{"problem": problem}], stops=True)
+        kinds[_VALUE.sub("", problem)].append(problem)
+    for first, *others in kinds.values():
+        more = f" (and {len(others):,} more of this kind)" if others else ""
+        yield Finding("inconsistent", first + more, [{"problem": each} for each in (first, *others)], stops=True)
 
 
 def unreadable(looked: Looked) -> Iterator[Finding]:

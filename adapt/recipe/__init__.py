@@ -32,6 +32,8 @@ class DataSection(StrictModel):
     """The folder that holds the folders of published data sets, or to which paths in a .csv or .json are relative."""
     names: str | None = None
     """A file with readable names of the classes: a .csv (class,name) or a .json object."""
+    columns: str | None = Field(default=None, exclude_if=lambda columns: columns is None)
+    """What columns, or keys of rows, are called, as image=img,label=cat; ignored=notes leaves one out."""
     shots: int | None = Field(default=16, ge=1)
     """Training images for each class; null takes all."""
     rest: Literal["left out", "unlabelled"] = "left out"
@@ -65,7 +67,7 @@ class DataSection(StrictModel):
         """
         from adapt.data.readers import load
 
-        split = load(self.source, self.root, self.names, unseen, note)
+        split = load(self.source, self.root, self.names, unseen, note, self.columns)
         split = split if self.exif is None else split.turning(self.exif == "turned")
         return split if self.leave_out is None else split.leaving_out(self.leave_out)
 

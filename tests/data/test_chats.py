@@ -89,6 +89,26 @@ FORMS: dict[str, dict[str, Any]] = {
     "image_url": {"question": "what is it?", "answer": ["a dog."], "image_url": {"url": URI}, "label": True},
     "img": {"messages": [USER, DOG], "img": ["7.png"], "kto_tag": True, "source": "here", "image_id": 7, "tools": None},
     "base64": {"messages": [{"role": "user", "content": [PART | {"base64": encoded("7.png")}, ASKED]}, DOG]},
+    "without a mark": {"messages": [{"role": "user", "content": "what is it?"}, DOG], "images": ["7.png"]},
+    "prompt and completion": {
+        "prompt": [{"role": "user", "content": "what is it?"}],
+        "completion": [DOG],
+        "images": ["7.png"],
+    },
+    "prompt and completion in words": {"prompt": "what is it?", "completion": "a dog.", "images": ["7.png"]},
+    "OpenAI's responses": {
+        "messages": [
+            {
+                "role": "user",
+                "content": [{"type": "input_image", "image_url": URI}, {"type": "input_text", "text": "what is it?"}],
+            },
+            {"role": "assistant", "content": [{"type": "output_text", "text": "a dog."}]},
+        ]
+    },
+    "Qwen's parts": {
+        "messages": [{"role": "user", "content": [{"image": "file://7.png"}, {"text": "what is it?"}]}, DOG]
+    },
+    "a path of Windows": {"messages": [USER, DOG], "images": [".\\7.png"]},
 }
 
 
@@ -105,6 +125,26 @@ def test_forms(form: str, name: str, folder: Path) -> None:
 def test_each_row_is_read_by_its_own_keys(folder: Path) -> None:
     items = read(folder, *FORMS.values())
     assert [chat_of(item) for item in items] == [ABOUT] * len(FORMS)
+
+
+def test_a_developer_is_the_system(folder: Path) -> None:
+    [item] = read(folder, row({"role": "developer", "content": "be brief"}, USER, DOG))
+    assert chat_of(item) == Chat((Turn("system", ("be brief",)), *ABOUT.turns))
+
+
+def test_keys_are_called_as_columns_say(folder: Path) -> None:
+    rows = [{"q": "what is it?", "a": "a dog.", "pic": "7.png", "weird": 1}, {"q": "why?", "a": "so."}]
+    path = written(folder, rows)
+    split = adapt.data.load(path, columns="question=q, answer=a, image=pic, ignored=weird")
+    assert ABOUT in [chat_of(item) for item in split.items()]
+    with pytest.raises(AdaptError, match=r"no row has 'qq', which columns name; did you mean 'q'\?"):
+        adapt.data.load(path, columns="question=qq")
+    with pytest.raises(AdaptError, match="row 1: q and a would both be 'question'"):
+        adapt.data.load(path, columns="question=q,question=a")
+    with pytest.raises(AdaptError, match="columns are 'question'; expected names, each with the list's own"):
+        adapt.data.load(path, columns="question")
+    with pytest.raises(AdaptError, match="is a folder with one for each class, which has no columns"):
+        adapt.data.load(folder, columns="image=pic")
 
 
 def test_several_images_turns_and_a_system_turn(folder: Path) -> None:
@@ -174,7 +214,7 @@ def asks(*parts: Any) -> dict[str, Any]:
 
 BARE = {"role": "user", "content": "what is it?"}
 BAD: dict[str, tuple[Any, str]] = {
-    "fewer marks than images": (row(BARE, DOG), "0 image marks and 1 images: give as many"),
+    "fewer marks than images": (row(USER, DOG, images=["7.png"] * 2), "1 image marks and 2 images: give as many"),
     "more marks than images": (row(USER, DOG, images=[]), "1 image marks and 0 images"),
     "a mark without images": ({"messages": [USER, DOG]}, "1 image marks and 0 images"),
     "a mark typed in a part": (
@@ -194,7 +234,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "another type of part": (row(asks({"type": "video"}), DOG, images=[]), "has the type 'video'"),
     "a part of another form": (row(asks(1), DOG, images=[]), "the part 1 is neither a text nor an object"),
     "a text of null": (row(asks({"type": "text", "text": None}), DOG, images=[]), "is not a text"),
-    "content of null": (row(BARE | {"content": None}, DOG), "the content is None; expected a text"),
+    "content of null": (row(BARE | {"content": None}, DOG), "content is None; expected a text"),
     "a turn without a role": (row({"content": "what is it?"}, DOG), "has no role or no content"),
     "both forms": ({"messages": [BARE, DOG], "conversations": turns("a", "b")}, "both messages and conversations"),
     "image and images": (row(USER, DOG, image="7.png"), "both images and image"),
@@ -211,9 +251,26 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "an image in a rejected answer": ({"question": "a", "chosen": "a", "rejected": "<image>"}, "expected an answer of"),
     "whole conversations": (
-        {"chosen": [BARE, DOG], "rejected": [BARE, DOG]},
+        {"chosen": [BARE, DOG], "rejected": [USER, DOG]},
         "one turn of the assistant, with earlier",
     ),
+    "turns twice": (
+        {"messages": [BARE], "prompt": [BARE], "completion": [DOG]},
+        "has turns in messages and in another",
+    ),
+    "a tool": (
+        {"input": {"messages": [BARE], "tools": [1]}, "preferred_output": [DOG], "non_preferred_output": [DOG]},
+        "tools is .1., which seems to be a film, a sound, a tool",
+    ),
+    "an answer that is a number": ({"question": "how many?", "answer": 5}, "answer is 5; expected a text"),
+    "a key that nobody knows": ({"question": "what?", "answer": "a", "weird": "x"}, "weird is 'x', which no form of"),
+    "a film in the words": ({"question": "<video>what happens?", "answer": "a"}, "<video> is no mark of an image"),
+    "a place in the words": ({"question": "what is at <bbox>?", "answer": "a"}, "<bbox> is no mark of an image here"),
+    "a size of an image": (
+        row(asks(PART | {"image": "7.png", "min_pixels": "small"}), DOG, images=[]),
+        "min_pixels is 'small', which",
+    ),
+    "half a weight": (row(BARE, DOG | {"weight": 0.5}, images=[]), "loss is 0.5; expected true or false"),
     "a rejected question": (row(BARE, images=[], chosen=DOG, rejected=BARE), "expected an answer of the assistant"),
     "an answer of another form": (row(BARE, images=[], chosen=7, rejected="b"), "chosen is 7; expected a text, or one"),
     "rejected images": (row(USER, DOG, rejected_images=["7.png"]), "has 'rejected_images': two answers to one"),
@@ -308,6 +365,16 @@ PREFERENCES: dict[str, dict[str, Any]] = {
         "chosen": {"from": "gpt", "value": "a dog."},
         "rejected": {"from": "gpt", "value": "a cat."},
         "images": ["7.png"],
+    },
+    "TRL, whole conversations": {
+        "chosen": [USER, DOG],
+        "rejected": [USER, DOG | {"content": "a cat."}],
+        "images": ["7.png"],
+    },
+    "OpenAI": {
+        "input": {"messages": [asks(PART | {"path": "7.png"}, ASKED)]},
+        "preferred_output": [DOG],
+        "non_preferred_output": [DOG | {"content": "a cat."}],
     },
     "ms-swift": row(USER, DOG, rejected_response="a cat."),
     "ms-swift, a turn": row(USER, DOG, rejected_response=[DOG | {"content": "a cat."}]),

@@ -158,6 +158,18 @@ def test_a_class_without_an_image_keeps_nothing_else_from_being_told(tmp_path: P
     ]
 
 
+def test_bad_rows_are_counted_by_kind(tmp_path: Path) -> None:
+    good = {"question": "what?", "answer": "a dog", "split": "train"}
+    bad = [{**good, "answer": number} for number in range(3)] + [{**good, "answer": " "}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, [good, *bad])), encoding="utf-8")
+    split, problems = checks.read_leniently(str(path), None)
+    found = [finding for finding in checks.found_in(checks.look(str(path), split, problems)) if finding.stops]
+    assert [len(finding.rows) for finding in found] == [3, 1]
+    assert found[0].line.endswith("row 2: answer is 0; expected a text, or a list of parts (and 2 more of this kind)")
+    assert "row 5: answer 1 has no words" in found[1].line
+
+
 def test_a_folder_without_class_folders_names_what_lies_in_it(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(noise(1), "PNG"))
     problems, notes = findings(tmp_path)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_natives
+import torch
 from PIL import Image
 
+import adapt
 from adapt.common.errors import AdaptError
 from adapt.data import load, open_image, read_hugging_face, read_torchvision
 from adapt.data.check import broken_images
+from adapt.data.decoding.files import read_bytes
 
 
 def _image(path: Path, colour: tuple[int, int, int] = (1, 2, 3)) -> Path:
@@ -143,18 +148,111 @@ def test_hugging_face_images_that_are_files(tmp_path: Path, monkeypatch: pytest.
 
 def test_hugging_face_data_that_is_refused(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    _dataset(2).remove_columns("kind").save_to_disk(tmp_path / "unlabelled")
-    with pytest.raises(AdaptError, match="has 0 columns of type ClassLabel among picture; expected one"):
+    _dataset(2, colour=["red", "blue"]).remove_columns("kind").save_to_disk(tmp_path / "unlabelled")
+    with pytest.raises(AdaptError, match="has the columns picture, colour: colour may be images or labels"):
         read_hugging_face(tmp_path / "unlabelled")
     partly = _dataset(2).map(lambda row: {"kind": -1})
     partly.save_to_disk(tmp_path / "partly")
-    with pytest.raises(AdaptError, match="part train: row 0 has no label"):
+    with pytest.raises(AdaptError, match="none of the 2 images has a label"):
         read_hugging_face(tmp_path / "partly")
     datasets.DatasetDict({"extra": _dataset(2)}).save_to_disk(tmp_path / "extra")
     with pytest.raises(AdaptError, match=r"unknown split 'extra'; .*Valid: test, train, val"):
         read_hugging_face(tmp_path / "extra")
     with pytest.raises(AdaptError, match=r"datasets cannot load '.*': Directory .* is neither"):
         read_hugging_face(_image(tmp_path / "pictures/1.png").parent)
+
+
+def _tables(folder: Path, rows: list[dict[str, Any]], **kinds: Any) -> list[str]:
+    """The names of the same rows as JSONL, as Parquet and as a folder of the library; `image` of a row is a colour."""
+    datasets = pytest.importorskip("datasets")
+    stored, written = [], []
+    for row in rows:
+        file = BytesIO()
+        Image.new("RGB", (32, 32), row["image"]).save(file, "PNG")
+        stored.append(row | {"image": {"bytes": file.getvalue(), "path": None}})
+        (folder / f"{row['image']}.png").write_bytes(file.getvalue())
+        written.append(row | {"image": f"{row['image']}.png"})
+    table = datasets.Dataset.from_list(stored, datasets.Features({"image": datasets.Image(), **kinds}))
+    table.save_to_disk(folder / "rows")
+    table.to_parquet(folder / "rows.parquet")
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, written)), encoding="utf-8")
+    return [str(folder / "rows.jsonl"), str(folder / "rows.parquet"), f"hf:{folder / 'rows'}"]
+
+
+COLOURS = ("red", "green", "blue", "white", "black", "grey", "pink", "navy")
+
+
+def test_the_same_conversations_give_the_same_adapter(tmp_path: Path) -> None:
+    """From JSONL, Parquet and the library's folder, bit for bit."""
+    text = pytest.importorskip("datasets").Value("string")
+    turn = {"role": text, "content": text}
+    rows = [
+        {"image": colour, "split": "train", "messages": [
+            {"role": "user", "content": "what colour is it?"}, {"role": "assistant", "content": f"it is {colour}."},
+        ]} for colour in COLOURS
+    ]  # fmt: skip
+    learned = []
+    for source in _tables(tmp_path, rows, split=text, messages=[turn]):
+        split = load(source)
+        backbone = tiny_natives.backbone("llava")
+        torch.manual_seed(0)
+        model = adapt.wrap(backbone, adapt.methods.LoRA(towers=("decoder",)))
+        adapt.fit(model, split.train, epochs=2, batch_size=4, seed=1)
+        learned.append(model.method.state_dict())
+    for other in learned[1:]:
+        assert [*other] == [*learned[0]]
+        assert all(torch.equal(other[key], value) for key, value in learned[0].items())
+
+
+def test_other_kinds_of_rows_are_the_same_in_each_form(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    text = datasets.Value("string")
+    forms: dict[str, tuple[Any, ...]] = {
+        "caption": ([f"something {colour}" for colour in COLOURS],),
+        "question": (["which colour?"] * 8,),
+    }
+    for key, (values,) in forms.items():
+        more = {"answer": [*COLOURS]} if key == "question" else {}
+        rows = [
+            {"image": colour, "split": "train", key: values[at], **{name: own[at] for name, own in more.items()}}
+            for at, colour in enumerate(COLOURS)
+        ]
+        (tmp_path / key).mkdir()
+        splits = [load(each) for each in _tables(tmp_path / key, rows, split=text, **dict.fromkeys((key, *more), text))]
+        told = [[(item.label, item.text, open_image(item).getpixel((0, 0))) for item in each.train] for each in splits]
+        assert told[0] == told[1] == told[2]
+        assert len(told[0]) == 8
+
+
+def test_columns_of_tables_are_found_by_type_or_named(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    table = _dataset(8, cat=["a", "b"] * 4, weight=["1"] * 8)
+    table.save_to_disk(tmp_path / "table")
+    split = load(f"hf:{tmp_path}/table")  # the only image and the only class label
+    assert split.class_names == ("zebra", "ant")
+    split = load(f"hf:{tmp_path}/table", columns="label=cat,ignored=kind,ignored=weight")
+    assert (split.class_names, split.train[0].task.name) == (("a", "b"), "classes")
+    numbers = table.remove_columns(["kind", "cat"]).map(lambda row: {"score": 0.5})
+    numbers.save_to_disk(tmp_path / "numbers")
+    split = load(f"hf:{tmp_path}/numbers", columns="target=score")
+    assert [item.label.value for item in split.train] == [0.5] * len(split.train)
+    both = datasets.Dataset.from_dict(
+        {"images": [[{"bytes": b"x", "path": None}] * 2] * 3, "prompt": ["what?"] * 3, "completion": ["a dog"] * 3},
+        datasets.Features(
+            {
+                "images": datasets.List(datasets.Image()),
+                **dict.fromkeys(("prompt", "completion"), datasets.Value("string")),
+            }
+        ),
+    )
+    both.save_to_disk(tmp_path / "both")
+    items = {item.path.rpartition("!")[2]: item for item in load(f"hf:{tmp_path}/both").items()}
+    assert sorted(items) == ["images/0/0", "images/1/0", "images/2/0"]
+    assert read_bytes(items["images/2/0"].paths[1]) == b"x"
+    two = _dataset(3).add_column("other", [{"bytes": b"x", "path": None}] * 3)
+    two.cast_column("other", datasets.Image()).save_to_disk(tmp_path / "two")
+    with pytest.raises(AdaptError, match="other, picture may be images or labels"):
+        load(f"hf:{tmp_path}/two")
 
 
 def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def test_a_line_that_is_no_json_is_listed_among_the_others(folder: Path) -> None
 def test_keys_that_are_not_read_are_told_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     read(folder, *[{"question": "what?", "answer": "a dog", "difficulty": 3, "id": 1, "note": "hm"}] * 9)
     assert [message.partition("rows.jsonl")[2] for message in caplog.messages] == [
-        "': ignored keys of rows: difficulty, note"
+        "': ignored: difficulty (9 rows), note (9 rows)"
     ]
 
 

@@ -1,8 +1,9 @@
 """Reading image files as bytes: on disk, or a member of a container, written `CONTAINER!MEMBER`.
 
-A container is a zip, an uncompressed tar archive, a table (`TABLE.arrow!COLUMN/ROW`), a list that holds its images
-(`LIST.jsonl!ROW/N`), or a bundled data set whose images are drawn on demand (`SET.scenes!PART/1.png`). A region of an
-image is written `photo.jpg#xywh=X,Y,WIDTH,HEIGHT`, in pixels from the upper left (W3C Media Fragments).
+A container is a zip, an uncompressed tar archive, a table (`TABLE.arrow!COLUMN/ROW`, and `/N` behind for one of a list
+of images), a list that holds its images (`LIST.jsonl!ROW/N`), or a bundled data set whose images are drawn on demand
+(`SET.scenes!PART/1.png`). A region of an image is written `photo.jpg#xywh=X,Y,WIDTH,HEIGHT`, in pixels from the upper
+left (W3C Media Fragments).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from importlib import import_module
 from io import BytesIO
 from math import ceil, floor
 from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import unquote
 
 from adapt.common.disk import check_regular, open_regular, read_bounded
 from adapt.common.errors import AdaptError, missing
@@ -114,14 +116,23 @@ def zip_root(archive: str | os.PathLike[str]) -> str:
     return f"{os.fspath(archive)}!"
 
 
+class Stored(str):
+    """The path of an image that a reader found in a container, and no list names: it may lead anywhere."""
+
+
 def under(root: str, path: str, where: str) -> str:
     """Return `path` joined to the absolute folder `root`; if `root` is "", return `path` itself.
 
-    The backslashes of a path that was written on Windows count as slashes, unless there is a file of that very name.
+    The backslashes of a path that was written on Windows count as slashes, unless there is a file of that very name. An
+    address of a file (`file://`) is its path. A path that is `Stored` is returned as it is.
 
     Raises AdaptError, with a message that starts with `where`, if the path leads out of `root` or is not a valid file
     name.
     """
+    if isinstance(path, Stored):
+        return str(path)
+    if path.startswith("file://"):
+        path = unquote(path.removeprefix("file://"))
     try:
         valid = b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:
@@ -241,12 +252,17 @@ def _open_zip(archive: str, pid: int) -> zipfile.ZipFile:
 
 
 def _arrow_cell(table: str, member: str) -> bytes:
-    column, _, row = member.rpartition("/")
-    cell = _open_arrow(table)[column][int(row)].as_py()
-    if not (isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes)):
+    content, (column, _, number) = _open_arrow(table), member.rpartition("/")
+    if column in content.column_names:
+        cell = content[column][int(number)]
+    else:  # of a list of images
+        column, _, row = column.rpartition("/")
+        cell = content[column][int(row)][int(number)]
+    value = cell.as_py()
+    value = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(value, bytes):
         raise ValueError("the cell of the table contains no image")
-    content: bytes = cell["bytes"]
-    return content
+    return value
 
 
 @lru_cache(maxsize=64)

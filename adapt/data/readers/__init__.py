@@ -16,6 +16,7 @@ from adapt.common.errors import AdaptError, nearest
 from adapt.common.listing import Listing
 from adapt.data.readers.base import Reader
 from adapt.data.readers.names_file import read_names
+from adapt.data.readers.rows import columns_of
 from adapt.data.split import InconsistentError, Split
 
 __all__ = ["Reader", "folder_of", "load", "names", "register"]
@@ -33,22 +34,28 @@ _OF_PREFIX = {
 _OF_SUFFIX = {
     ".csv": ["csv_file"], ".tsv": ["csv_file"], ".txt": ["texts_file"], ".tar": ["tar_shards"],
     ".json": ["captions_file", "chats_file", "split_file"], ".jsonl": ["captions_file", "chats_file"],
-    ".json.gz": ["captions_file", "split_file"],
+    ".json.gz": ["captions_file", "split_file"], ".parquet": ["hugging_face"],
 }  # fmt: skip
 _OF_FOLDER = ["captioned_folder", "folder", "labelled_folder", "tar_shards"]
 _OF_NAME = ["emoji_sets", "published_layout"]  # which precede a folder of the same name
 
 
 def load(
-    spec: _Path, root: _Path | None = None, names: _Path | None = None, unseen: bool = False, note: bool = False
+    spec: _Path,
+    root: _Path | None = None,
+    names: _Path | None = None,
+    unseen: bool = False,
+    note: bool = False,
+    columns: str | None = None,
 ) -> Split:
     """Return the data set `spec`, which is a name, a folder or a file that one of the readers accepts.
 
     The name of a data set takes precedence over a folder with the same name; write `./emoji` for the folder. `root` is
     the folder to which the paths in a list are relative, or the folder that contains the published data sets. `names`
-    is a file with new names for the classes (see `read_names`). With `unseen`, classes may have no training image, for
-    a method that learns such classes. With `note`, a warning counts the files in a folder that look like images and are
-    not in the data set.
+    is a file with new names for the classes (see `read_names`). `columns` says what the columns of a table, or keys of
+    rows, are called, as `image=img,label=cat`; `ignored=notes` leaves one out. With `unseen`, classes may have no
+    training image, for a method that learns such classes. With `note`, a warning counts the files in a folder that look
+    like images and are not in the data set.
 
     Raises AdaptError if no reader accepts `spec`, if `root` is missing or not needed, or if the data cannot be read.
     """
@@ -62,8 +69,11 @@ def load(
         )
     if root is not None and reader.root == "none":
         raise AdaptError(f"data {given!r} is {reader.takes}, which takes no root: leave out {os.fspath(root)!r}")
+    if columns and not reader.columns:
+        raise AdaptError(f"data {given!r} is {reader.takes}, which has no columns: leave out {columns!r}")
+    others = {"columns": columns_of(columns)} if columns else {}
     try:
-        split = reader.read(given, None if root is None else os.fspath(root))
+        split = reader.read(given, None if root is None else os.fspath(root), **others)
     except InconsistentError as error:
         if not unseen or error.split is None or error.of_rows:
             raise

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
@@ -14,9 +15,9 @@ from adapt.data.decoding.files import under
 from adapt.data.decoding.inline import rows_of
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
-from adapt.data.readers.chats_file import check_keys, is_chats_file
+from adapt.data.readers.chats_file import check_keys, is_chat, is_chats_file, split_of
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
-from adapt.data.readers.rows import check_listed_once, listed, one_each, to_split
+from adapt.data.readers.rows import check_listed_once, listed, one_each, renamed, to_split
 from adapt.data.split import Split
 
 IMAGE_KEYS, TEXT_KEYS = ("image", "path", "file_name"), ("caption", "captions", "text")
@@ -33,6 +34,7 @@ def read_captions_file(
     root: str | os.PathLike[str] | None = None,
     ratios: Sequence[float] = parts.RATIOS,
     seed: int = 0,
+    columns: Mapping[str, str] = MappingProxyType({}),
 ) -> Split:
     """Return the pairs of images and captions in a `.json`, a `.json.gz` or a `.jsonl` file.
 
@@ -40,7 +42,8 @@ def read_captions_file(
     `file_name`), `caption` (or `captions`, `text`), and optionally `split`; a caption is a text or a list of texts. The
     second is COCO's `{"images": ..., "annotations": ...}`, and the third is Karpathy's `{"images": [...]}` with
     `sentences`. Image paths are relative to `root`, by default the file's folder, and must stay under `root`. Without
-    `split`, images are divided by `ratios` (train, val, test) and `seed`.
+    `split`, images are divided by `ratios` (train, val, test) and `seed`. `columns` has keys of listed objects with
+    what they are called here (see `adapt.data.load`).
 
     Raises AdaptError, naming the entry, for any other format, an empty caption, an image without a caption, and if only
     some entries have a split.
@@ -51,6 +54,15 @@ def read_captions_file(
     with readable(where):
         text = read_text(source)
         content = list(rows_of(text, lines=True)) if source.endswith(".jsonl") else json.loads(text)
+    if isinstance(content, list):
+        content = renamed(content, columns, where)
+        if content and isinstance(content[0], dict) and is_chat(content[0]):  # by their new names
+            return split_of(content, where, source, folder)
+    return pairs_of(content, where, source, folder, ratios, seed)
+
+
+def pairs_of(content: object, where: str, source: str, folder: str, ratios: Sequence[float], seed: int) -> Split:
+    """Return the pairs in the `content` of `source`, as `read_captions_file` does."""
     rows = [
         listed(under(folder, image, place), {"text": text}, part)
         for place, image, texts, part in _entries(content, where)
@@ -137,6 +149,7 @@ class CaptionsFile(Reader):
     takes = "captions in .json or .jsonl"
     reads = staticmethod(read_captions_file)
     root = "may"
+    columns = True
     suffixes = (".json", ".json.gz", ".jsonl")
 
     def claims(self, spec: str) -> bool:

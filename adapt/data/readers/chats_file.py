@@ -3,17 +3,19 @@
 Each row is read by its own keys:
 
 * `messages` with `role` and `content`, or `conversations` with `from` and `value`; contents are texts, in which
-  `<image>` or `<img>PATH</img>` is an image, or lists of parts as in OpenAI's interface;
-* `query` and `response`, perhaps with `history` (ms-swift's older form, and rows of question and answer); if no turn
-  of such a row has a mark, its images come first;
-* of a preference, the two answers: `chosen` and `rejected` (TRL beside a `prompt` of turns, LLaMA-Factory beside
-  turns, or beside a question), or `rejected_response` beside turns that end with the chosen answer (ms-swift);
-  with `rejected_images`, a list as long as the conversation's images, the rejected answer is that to these images;
-* `system`, a turn before the first; `images` (or another of `IMAGES`), in the order of their marks: a path, a data URI,
-  an object with `path` or `bytes`, or a list of these; `split` for the part of the split.
+  `<image>` or `<img>PATH</img>` is an image, or lists of parts as in OpenAI's interfaces; or turns in two lists,
+  `prompt` and `completion` (TRL);
+* `query` and `response`, perhaps with `history` (ms-swift's older form, and rows of question and answer);
+* of a preference, the two answers: `chosen` and `rejected` (TRL beside a `prompt` of turns or with the same turns in
+  both, LLaMA-Factory beside turns, or beside a question), `rejected_response` beside turns that end with the chosen
+  answer (ms-swift), or `preferred_output` and `non_preferred_output` beside `input` (OpenAI); with `rejected_images`,
+  a list as long as the conversation's images, the rejected answer is that to these images;
+* `system`, a turn before the first; `images` (or another of `IMAGES`), in the order of their marks, and before the
+  first question if there is no mark: a path, a data URI, an object with `path` or `bytes`, or a list of these; `split`
+  for the part of the split.
 
 A row is never changed to fit, and no other row is taken in its place: whatever does not fit is an error that names the
-file and the row. So is a key that is not read, if its name says that it matters; a warning names the others.
+file and the row. So is a key that is neither read nor a remark; a message counts the remarks.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ import json
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from adapt.chats import IMAGE, Chat, Role, Turn
 from adapt.common.errors import AdaptError
@@ -37,7 +41,7 @@ from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
-from adapt.data.readers.rows import Listed, to_split, without_rows
+from adapt.data.readers.rows import Listed, renamed, to_split, without_rows
 from adapt.data.split import InconsistentError, Split
 
 logger = logging.getLogger("adapt")
@@ -50,9 +54,11 @@ IMAGES = (
 _TURNS, _SYSTEM = ("messages", "conversations"), ("system", "system_prompt")
 _ROLES: dict[str, Role] = {
     "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system",
+    "developer": "system",
 }  # fmt: skip
 _LONGEST_PATH = 4096  # of Linux; a longer text is an image itself
 _PREFERENCES = ("chosen", "rejected", "rejected_response")
+_OPENAIS = {"preferred_output": "chosen", "non_preferred_output": "rejected"}
 _OTHER_IMAGES = "rejected_images"
 _JUDGED = ("label", "kto_tag")  # true for an answer that is right
 _ASKED = (*QUERY, *RESPONSE, "history")
@@ -79,18 +85,27 @@ _SEEMS = {
         "write it into the question, or take it out",
     ),
     "a film, a sound, a tool or a place": (
-        "video audio film sound tool function object bbox box",
+        "video audio film sound tool function object bbox box ref point mask region",
         "only images and texts are learned. Take it out, or leave the row out",
     ),
 }
-# words of a key that is a remark: with any value, and with a number
-_NAMES = frozenset(("id", "idx", "index", "type", "license", "lang", "language", "model"))
+_UNKNOWN = "which no form of a row has: take it out, or say that it may be ignored: --columns ignored={}"
+# a key is a remark by its last word, and with a number by any of the words behind
+_NUMBERING = frozenset(("id", "idx", "index", "uid", "uuid", "guid", "key"))  # which no message counts
+_REMARKS = _NUMBERING | {
+    "type", "license", "licence", "lang", "language", "model", "source", "dataset", "corpus", "origin", "metadata",
+    "meta", "info", "category", "topic", "domain", "task", "difficulty", "level", "version", "author", "annotator",
+    "date", "time", "timestamp", "year", "created", "hash", "md", "sha", "perplexity", "comment", "note", "remark",
+}  # fmt: skip
 _MEASURES = frozenset(("width", "height", "size", "count", "num", "number", "length", "token", "score", "rating"))
 _NUMBER = re.compile(r"\s*[+-]?\d*\.?\d+(e[+-]?\d+)?\s*", re.IGNORECASE)
-_REMARKS = frozenset(("source", "data_source", "dataset", "metadata", "category", "topic", "perplexity"))
 _MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
-_OTHER_MARK = re.compile(r"<\|?(?:image|img|picture|vision)[\w -]*\|?>", re.IGNORECASE)
-_NAMED_FILE = re.compile(r"<img\s[^>]*>|!\[[^\]]*\]\([^)]*\.(?:png|jpe?g|webp|gif|bmp|tiff?)\)", re.IGNORECASE)
+_OTHER_MARK = re.compile(r"<\|?(?:image|img|picture|vision|video|audio)[\w -]*\|?>|<bbox>|<ref-object>", re.IGNORECASE)
+_NAMED_FILE = re.compile(
+    r"<img\s[^>]*>|!\[[^\]]*\]\([^)]*\.(?:png|jpe?g|webp|gif|bmp|tiff?)\)|<bbox>|<ref-object>", re.IGNORECASE
+)
+_TEXT_PARTS, _IMAGE_PARTS = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
+_OF_AN_IMAGE = ("image", "url", "path", "base64", "bytes")
 _FORMS = '"messages" with role and content, "conversations" with from and value, or "query" and "response"'
 
 
@@ -102,34 +117,38 @@ class _Row:
     turns: list[Turn] = field(default_factory=list)
     named: list[object] = field(default_factory=list)
 
-    def add(self, role: object, content: object, learned: object = True) -> None:
-        """Add a turn. Raises AdaptError for a role or a content of an unknown form."""
+    def add(self, role: object, content: object, key: str, learned: object = True) -> None:
+        """Add a turn, with the `key` of its content. Raises AdaptError for a role or a content of an unknown form."""
         name = _ROLES.get(role) if isinstance(role, str) else None
         if name is None:
             raise AdaptError(f"{self.where}: the role {brief(role)} is not known; expected one of {', '.join(_ROLES)}")
-        if not isinstance(learned, bool | int | None):
+        if learned not in (None, False, True):  # 0 and 1 as well
             raise AdaptError(f"{self.where}: loss is {brief(learned)}; expected true or false")
-        self.turns.append(Turn(name, tuple(self._parts(content)), learned is None or bool(learned)))
+        self.turns.append(Turn(name, tuple(self._parts(content, key)), learned is None or bool(learned)))
 
-    def _parts(self, content: object) -> Iterator[str | None]:
+    def _parts(self, content: object, key: str) -> Iterator[str | None]:
         if isinstance(content, str):
             yield from self._marked(content)
             return
         if not isinstance(content, list):
-            raise AdaptError(f"{self.where}: the content is {brief(content)}; expected a text, or a list of parts")
+            raise AdaptError(f"{self.where}: {key} is {brief(content)}; expected a text, or a list of parts")
         untyped = [part for part in content if not (isinstance(part, dict) and part.get("type"))]
-        if sum(bool(_MARK.sub("", str(part)).strip()) for part in untyped) > 1:
-            raise AdaptError(f"{self.where}: the content is {brief(content)}; expected one text: leave the others out")
+        if sum(isinstance(part, str | dict) and bool(_MARK.sub("", _words_of(part)).strip()) for part in untyped) > 1:
+            raise AdaptError(f"{self.where}: {key} is {brief(content)}; expected one text: leave the others out")
         for part in content:
             if isinstance(part, str):
                 yield from self._marked(part)
-            elif not isinstance(part, dict):
+                continue
+            if not isinstance(part, dict):
                 raise AdaptError(f"{self.where}: the part {brief(part)} is neither a text nor an object with a type")
-            elif part.get("type") == "text" or (part.get("type") is None and "text" in part):
+            kind = part.get("type") or next((each for each in ("text", "image", "image_url") if each in part), None)
+            if kind in _TEXT_PARTS:
+                check_keys(part, ("type", "text"), self.where)
                 if not isinstance(part.get("text"), str):
                     raise AdaptError(f"{self.where}: the text of the part {brief(part)} is not a text")
                 yield from self._marked(part["text"])
-            elif part.get("type") in ("image", "image_url"):
+            elif kind in _IMAGE_PARTS:
+                check_keys(part, ("type", "image_url", "detail", *_OF_AN_IMAGE), self.where)
                 self.named.append(_own_image(part))
                 yield IMAGE
             else:
@@ -153,15 +172,23 @@ def _own_image(part: Mapping[str, object]) -> object:
     url = part.get("image_url")
     if isinstance(url, dict):
         url = url.get("url")
-    own = (url, *(part.get(key) for key in ("image", "url", "path", "base64", "bytes")))
+    own = (url, *(part.get(key) for key in _OF_AN_IMAGE))
     return next((each for each in own if each is not None), None)
 
 
-def read_chats(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Split:
+def _words_of(part: str | Mapping[str, object]) -> str:
+    return part if isinstance(part, str) else str(part.get("text") or "")
+
+
+def read_chats(
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    columns: Mapping[str, str] = MappingProxyType({}),
+) -> Split:
     """Return the conversations in a `.json` list or a `.jsonl` file; the module's docstring has the forms of rows.
 
     Paths of images start from `root`, by default the file's folder, and must stay under it. Rows without a `split` are
-    divided by adapt's ratios.
+    divided by adapt's ratios. `columns` has keys of rows with what they are called here (see `adapt.data.load`).
 
     Raises AdaptError, naming the file and the row, if a row has another form, if its image marks and its images differ
     in number, if an image is missing, if turns are out of order, if an answer is empty, and if a row does not end with
@@ -172,6 +199,11 @@ def read_chats(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     folder = os.path.abspath(Path(source).parent if root is None else root)
     with readable(where):
         rows = list(rows_of(read_text(source), source.endswith(".jsonl")))
+    return split_of(renamed(rows, columns, where), where, source, folder)
+
+
+def split_of(rows: Sequence[object], where: str, source: str, folder: str) -> Split:
+    """Return conversations of the `rows` of `source`, as `read_chats` does; images in it are called `SOURCE!ROW/N`."""
     if not rows:
         raise AdaptError(f"{where} have no rows")
     listed, problems = list[Listed](), list[str]()
@@ -183,9 +215,7 @@ def read_chats(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     if not listed:
         raise InconsistentError([*problems, f"{where} have no row that can be used"], None, len(problems))
     objects = [row for row in rows if isinstance(row, dict)]
-    filled = {key for row in objects for key, value in row.items() if not (value in _EMPTY or _is_remark(key, value))}
-    if unread := filled - _READ - _REMARKS:
-        logger.warning("%s: ignored keys of rows: %s", where, first_of(sorted(unread)))
+    note_remarks(objects, _READ, where)
     given = [[row[key] for key in IMAGES if key in row] for row in objects]
     if without := sum(None in own and not any(own) for own in given):
         logger.warning("%s: %s rows have null for an image: they are learned without one", where, f"{without:,}")
@@ -220,6 +250,7 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
         raise AdaptError(f"{where} is no JSON: {row}") from row
     if not isinstance(row, dict):
         raise AdaptError(f"{where} is {brief(row)}; expected an object with {_FORMS}")
+    row = _in_one_list(row, where)
     judged = [key for key in _JUDGED if row.get(key) is not True]
     address = [] if any(row.get(key) for key in IMAGES) else ["url"]  # from which the image came
     asked = _ASKED if any(row.get(key) for key in _TURNS) else ()
@@ -238,7 +269,12 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
             "other images' answer as rejected_response, or leave the row out"
         )
     read = _turns(row, where)
-    given, open_marks = _given(row, where), sum(each is None for each in read.named)
+    given = _given(row, where)
+    if given and not read.named:  # without a mark they come first, as in TRL and ms-swift
+        first = next((number for number, turn in enumerate(read.turns) if turn.role == "user"), 0)
+        read.named = [None] * len(given)
+        read.turns[first] = replace(read.turns[first], parts=(*[IMAGE] * len(given), *read.turns[first].parts))
+    open_marks = sum(each is None for each in read.named)
     if open_marks != len(given):
         raise AdaptError(
             f"{where} has {open_marks} image marks and {len(given)} images: give as many <image> marks as images, in "
@@ -271,22 +307,33 @@ def _one_of(row: Mapping[str, object], keys: Sequence[str], where: str) -> str |
 
 
 def check_keys(row: Mapping[str, object], read: Collection[str], where: str) -> None:
-    """Raise AdaptError for a filled key that is not read, if its name says that it is more than a remark."""
+    """Raise AdaptError for a filled key that is neither read nor, by its name, a remark."""
     for key, value in row.items():
-        if key in read or value in _EMPTY or _is_remark(key, value):
+        if key in read or value in _EMPTY:
             continue
         if isinstance(value, str) and parts.part_of(value) and not row.get("split"):
             raise AdaptError(f"{where}: {key} is {value!r}, which seems to be a part of the split: call it split")
+        if _is_remark(key, value):
+            continue
         for what, (names, advice) in _SEEMS.items():
-            if not _words(key).isdisjoint(names.split()):
+            if not set(_words(key)).isdisjoint(names.split()):
                 raise AdaptError(f"{where}: {key} is {brief(value)}, which seems to be {what}: {advice}")
+        raise AdaptError(f"{where}: {key} is {brief(value)}, {_UNKNOWN.format(key)}")
+
+
+def note_remarks(rows: Iterable[Mapping[str, object]], read: Collection[str], where: str) -> None:
+    """Count the filled keys that are not read in a message, but for those that number the rows, such as `id`."""
+    count = Counter(key for row in rows for key, value in row.items() if key not in read and value not in _EMPTY)
+    if told := [f"{key} ({count[key]:,} rows)" for key in sorted(count) if _NUMBERING.isdisjoint(_words(key)[-1:])]:
+        logger.warning("%s: ignored: %s", where, first_of(told))
 
 
 def _is_remark(key: str, value: object) -> bool:
     """Return whether a key, by the words in its name, is a remark on the row, such as a number of tokens."""
-    if isinstance(value, bool):
+    words = _words(key)
+    if isinstance(value, bool) or not words:
         return False
-    return not _words(key).isdisjoint(_NAMES | _MEASURES if _is_number(value) else _NAMES)
+    return words[-1] in _REMARKS or (_is_number(value) and not _MEASURES.isdisjoint(words))
 
 
 def _is_number(value: object) -> bool:
@@ -296,20 +343,25 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) or (isinstance(value, str) and bool(_NUMBER.fullmatch(value)))
 
 
-def _words(key: str) -> set[str]:
-    """Return the words in the name of a key, each also without a plural's s."""
+def _words(key: str) -> list[str]:
+    """Return the words in the name of a key, without a plural's s."""
     words = re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", key).lower())
-    return {*words, *(word.removesuffix("s") for word in words)}
+    return [re.sub("(?<![su])s$", "", word) for word in words]
 
 
 def _check_texts(texts: Sequence[str], seen: bool, where: str) -> None:
     """Raise AdaptError for a text with half of a surrogate pair, or with a mark of an image that is not read.
 
-    No tokenizer reads half a pair. Without images that are `seen`, only marks that name a file are taken for such.
+    No tokenizer reads half a pair. Without images that are `seen`, a text may be about marks, such as HTML: only those
+    that begin it, and those that name a file, are taken for such.
     """
     for text in texts:
-        if mark := (_OTHER_MARK if seen else _NAMED_FILE).search(text):
-            raise AdaptError(f"{where}: {mark[0]} is no mark of an image here: write <image> where the image stands")
+        mark = _OTHER_MARK.search(text) if seen else _OTHER_MARK.match(text.strip()) or _NAMED_FILE.search(text)
+        if mark:
+            raise AdaptError(
+                f"{where}: {mark[0]} is no mark of an image here: write <image> where an image stands, and leave the "
+                "row out if it is of another thing"
+            )
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -318,6 +370,27 @@ def _check_texts(texts: Sequence[str], seen: bool, where: str) -> None:
                 f"{where}: the text has half a character (a lone surrogate) after {brief(around)}: it was cut in the "
                 "middle of an emoji or the like. Correct the text"
             ) from None
+
+
+def _in_one_list(row: JsonObject, where: str) -> JsonObject:
+    """Return a row of TRL or OpenAI, whose turns are in several lists, with those before the answers in `messages`."""
+    if isinstance(asked := row.get("input"), dict):
+        check_keys(asked, ("messages",), where)
+        row = {_OPENAIS.get(key, key): value for key, value in row.items() if key != "input"}
+        return row | {"messages": asked.get("messages")}
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if isinstance(chosen, list) and isinstance(rejected, list) and len(chosen) > 1 and chosen[:-1] == rejected[:-1]:
+        row, turns = {**row, "chosen": chosen[-1:], "rejected": rejected[-1:]}, chosen[:-1]
+    elif isinstance(row.get("prompt"), list) and any("role" in each for each in row["prompt"]):
+        answer = row.get("completion")
+        answers = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}] if answer else []
+        turns = [*row["prompt"], *answers]
+        row = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
+    else:
+        return row
+    if key := next((key for key in _TURNS if row.get(key)), None):
+        raise AdaptError(f"{where} has turns in {key} and in another list: leave one of them out")
+    return row | {"messages": turns}
 
 
 def _preference(row: JsonObject, where: str) -> tuple[JsonObject, str]:
@@ -334,8 +407,6 @@ def _preference(row: JsonObject, where: str) -> tuple[JsonObject, str]:
     chosen, rejected = (_answer(row[key], where, key) for key in given)
     last = {"role": "assistant", "content": chosen}
     turns = next((key for key in _TURNS if rest.get(key) is not None), None)
-    if isinstance(rest.get("prompt"), list):
-        return {**rest, "prompt": None, "messages": [*rest["prompt"], last]}, rejected
     if turns is not None and isinstance(rest[turns], list):
         return {**rest, turns: [*rest[turns], last]}, rejected
     return {**rest, "response": chosen}, rejected
@@ -349,9 +420,9 @@ def _answer(value: object, where: str, key: str) -> str:
         role, content = ("from", "value") if "from" in turn else ("role", "content")
         if role not in turn or content not in turn:
             raise AdaptError(f"{where}: {key} is {brief(value)}; expected an answer of the assistant")
-        read.add(turn[role], turn[content])
+        read.add(turn[role], turn[content], key)
     elif isinstance(turn, str):
-        read.add("assistant", turn)
+        read.add("assistant", turn, key)
     else:
         raise AdaptError(
             f"{where}: {key} is {brief(value)}; expected a text, or one turn of the assistant, with earlier turns in "
@@ -366,7 +437,7 @@ def _answer(value: object, where: str, key: str) -> str:
 def _turns(row: Mapping[str, object], where: str) -> _Row:
     read = _Row(where)
     if system := _one_of(row, _SYSTEM, where):
-        read.add("system", row[system])
+        read.add("system", row[system], system)
     if key := _one_of(row, _TURNS, where):
         turns = row[key]
         if not (isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)):
@@ -375,8 +446,8 @@ def _turns(row: Mapping[str, object], where: str) -> _Row:
             role, content = ("from", "value") if "from" in turn else ("role", "content")
             if role not in turn or content not in turn:
                 raise AdaptError(f"{where}: the turn {brief(turn)} has no {role} or no {content}")
-            check_keys(turn, {role, content, "loss", "weight"}, where)
-            read.add(turn[role], turn[content], turn.get("loss", turn.get("weight")))
+            check_keys(turn, (role, content, "loss", "weight", "name"), where)
+            read.add(turn[role], turn[content], content, turn.get("loss", turn.get("weight")))
         return read
     _question_and_answer(row, read)
     return read
@@ -393,13 +464,11 @@ def _question_and_answer(row: Mapping[str, object], read: _Row) -> None:
     history = row.get("history") or []
     if not (isinstance(history, list) and all(isinstance(each, list) and len(each) == 2 for each in history)):
         raise AdaptError(f"{read.where}: history is {brief(history)}; expected a list of [query, response]")
-    for asked, answered in [*history, (row[query], row[response])]:
-        read.add("user", asked)
-        read.add("assistant", answered)
-    if not read.named:
-        first = next(number for number, turn in enumerate(read.turns) if turn.role == "user")
-        read.named = [None] * len(_given(row, read.where))
-        read.turns[first] = replace(read.turns[first], parts=(*[IMAGE] * len(read.named), *read.turns[first].parts))
+    for asked, answered in history:
+        read.add("user", asked, "history")
+        read.add("assistant", answered, "history")
+    read.add("user", row[query], query)
+    read.add("assistant", row[response], response)
 
 
 def _given(row: Mapping[str, object], where: str) -> list[object]:
@@ -460,10 +529,13 @@ def is_chats_file(path: str | os.PathLike[str]) -> bool:
         first, _ = json.JSONDecoder().raw_decode(text, start)
     except (*UNREADABLE, RecursionError):
         return False
-    if text[:start].strip(" \t\r\n[") or not isinstance(first, dict):
-        return False
-    asks = any(key in first for key in QUERY) and any(key in first for key in RESPONSE)
-    return asks or any(key in first for key in (*_TURNS, *_PREFERENCES))
+    return not text[:start].strip(" \t\r\n[") and isinstance(first, dict) and is_chat(first)
+
+
+def is_chat(row: Mapping[str, object]) -> bool:
+    """Return whether a row has keys of a conversation or a preference."""
+    asks = any(key in row for key in QUERY) and any(key in row for key in RESPONSE)
+    return asks or any(key in row for key in (*_TURNS, *_PREFERENCES, *_OPENAIS))
 
 
 class ChatsFile(Reader):
@@ -471,6 +543,7 @@ class ChatsFile(Reader):
     takes = "conversations in .json or .jsonl"
     reads = staticmethod(read_chats)
     root = "may"
+    columns = True
     suffixes = (".json", ".jsonl")
 
     def claims(self, spec: str) -> bool:

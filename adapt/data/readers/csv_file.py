@@ -6,9 +6,10 @@ import csv
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import SEPARATOR, unguarded
@@ -17,7 +18,16 @@ from adapt.data.item import Item, LabelKind, filled, known_columns, no_label, nu
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import csv_reader, readable
-from adapt.data.readers.rows import Listed, check_listed_once, in_bags, one_each, to_split, without_rows
+from adapt.data.readers.rows import (
+    IGNORED,
+    Listed,
+    check_listed_once,
+    in_bags,
+    one_each,
+    renamed,
+    to_split,
+    without_rows,
+)
 from adapt.data.split import InconsistentError, Split
 
 logger = logging.getLogger("adapt")
@@ -27,7 +37,7 @@ _MISSING = frozenset(("na", "n/a", "#n/a", "nan", "null"))  # as programs write 
 _MANY = 20  # numbers above which a column of labels seems to hold measurements
 _NUMBER, _FRACTION = re.compile(r"[+-]?\d*[.,]?\d+"), re.compile(r"[+-]?\d*[.,]\d*[1-9]\d*")
 _DECIMAL_COMMA, _THOUSANDS = re.compile(r"\s*[+-]?[\d.]*\d,\d+\s*"), re.compile(r"\s*[+-]?\d{1,3}\.\d{3}\s*")
-_OTHER_WORDS = {  # column names in other tables
+OTHER_WORDS = {  # column names in other tables
     **dict.fromkeys(("file", "filename", "file_name", "filepath", "file_path"), "path"),
     **dict.fromkeys(("image", "image_path", "img", "img_path"), "path"),
     **dict.fromkeys(("class", "class_name", "category"), "label"),
@@ -42,6 +52,7 @@ def read_csv(
     root: str | os.PathLike[str] | None = None,
     ratios: Sequence[float] = parts.RATIOS,
     seed: int = 0,
+    columns: Mapping[str, str] = MappingProxyType({}),
 ) -> Split:
     """Return the split in a CSV file with the columns `path,label[,split][,domain][,question][,group][,text][,mask]`.
 
@@ -65,27 +76,28 @@ def read_csv(
     Columns `x0,y0,x1,y1` are the left, upper, right and lower edges of a region in pixels. Each region counts as an
     image, a line without edges is the full image, and regions of one image stay together. The column `overlap` is the
     intersection over union, from 0 to 1, of a region and its object's box. A file that is listed again through symbolic
-    links counts once. A `'` that `guarded` put before a formula is removed from a cell.
+    links counts once. A `'` that `guarded` put before a formula is removed from a cell. `columns` has columns of the
+    file with what they are called here (see `adapt.data.load`).
 
     Raises AdaptError, naming the line, if a column or a value is not as expected.
     """
     source = os.fspath(path)
     folder = os.path.abspath(Path(source).parent if root is None else root)
     where = f"CSV {source!r}"
-    listed, problems = _listed(source, folder)
+    listed, problems = _listed(source, folder, columns)
 
     def read() -> Split:
         check_listed_once(listed, where)
         texts, rows = ([row for row in listed if bool(row.item.paths) is kind] for kind in (False, True))
         rows = texts + in_bags(one_each(rows, folder, where), where)
         split = to_split(Path(source).stem, folder, rows, None, ratios, seed)
-        _check_names(split, where)
+        check_names(split, where)
         return split
 
     return without_rows(problems, read)
 
 
-def _check_names(split: Split, where: str) -> None:
+def check_names(split: Split, where: str) -> None:
     """Raise AdaptError if names of classes are measurements or several names, and warn of those that may be."""
     names = split.class_names
     joined = [name for name in names if SEPARATOR in name] if split.task.one_class else []
@@ -122,7 +134,7 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     errors of `read_csv`, and AdaptError for a line that is not a pair.
     """
     folder = os.path.abspath(Path(path).parent if root is None else root)
-    rows, problems = _listed(os.fspath(path), folder)
+    rows, problems = _listed(os.fspath(path), folder, {})
     if problems:
         raise AdaptError(problems[0])
     items = [row.item for row in rows]
@@ -135,11 +147,15 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     return [(replace(item, turned=True), os.path.relpath(item.path, folder)) for item in items]
 
 
-def _listed(source: str, folder: str) -> tuple[list[Listed], list[str]]:
+def _listed(source: str, folder: str, columns: Mapping[str, str]) -> tuple[list[Listed], list[str]]:
     """Return the lines of a CSV file as items, each with its part of the split, and problems of the other lines."""
     where, problems = f"CSV {source!r}", list[str]()
+    columns = {column: OTHER_WORDS.get(name, name) for column, name in columns.items()}
     with readable(where):
         reader = csv_reader(source)
+        header = reader.fieldnames or ()
+        renamed([dict.fromkeys(header)], columns, f"the header of {where},")  # which checks them
+        reader.fieldnames = [columns.get(column, column) for column in header]
         rows = list(_rows(reader, folder, where, problems))
     if (separator := reader.reader.dialect.delimiter) != ",":
         logger.info("%s: the columns are separated by %r", where, separator)
@@ -165,7 +181,7 @@ def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
     columns = reader.fieldnames or ()
     _check_box(columns, where)
     if "path" not in columns or not rows:
-        of_paths = [column for column in columns if _OTHER_WORDS.get(column.strip().casefold()) == "path"]
+        of_paths = [column for column in columns if OTHER_WORDS.get(column.strip().casefold()) == "path"]
         hint = f" Rename {of_paths[0]!r} to 'path'." if of_paths else ""
         raise AdaptError(
             f"{where}: expected a column 'path', optionally columns {', '.join(_BOX)}, and a line for each image.{hint}"
@@ -179,10 +195,10 @@ def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
 
 def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[str]) -> Iterator[Listed]:
     """Yield the lines as items, and append what is wrong with a line to `problems`."""
-    columns = reader.fieldnames or ()
+    columns = [column for column in reader.fieldnames or () if column != IGNORED]
     for column in unknown_columns(columns):
-        meant = _OTHER_WORDS.get(column.strip().casefold())
-        hint = f"did you mean {meant!r}? Rename the column" if meant else ""
+        meant = OTHER_WORDS.get(column.strip().casefold())
+        hint = f"did you mean {meant!r}? Rename the column, or give --columns {meant}={column}" if meant else ""
         hint = hint or nearest(column, known_columns(), "docs/own_data.md")
         raise AdaptError(f"{where}: unknown column {column!r}; {hint}")
     _check_box(columns, where)
@@ -197,6 +213,7 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[s
     numbers = _NUMBERS.intersection(columns) if reader.reader.dialect.delimiter != "," else ()
     noted = False
     for record in reader:
+        record.pop(IGNORED, None)
         for column in numbers:  # of a spreadsheet, which may write decimal commas
             if _DECIMAL_COMMA.fullmatch(cell := record[column] or ""):
                 record[column] = cell.replace(".", "").replace(",", ".")
@@ -204,16 +221,19 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[s
                 noted = True
                 logger.warning("%s line %d: %s is read as a number with decimals", where, reader.line_num, cell)
         try:
-            row = _row(record, task, folder, f"{where} line {reader.line_num}")
+            line = f"{where} line {reader.line_num}"
+            row = row_of(_cells(record, line), task, folder, line)
         except AdaptError as error:
             problems.append(str(error))
         else:
             yield row
 
 
-def _row(record: dict[str | None, str | None], task: LabelKind, folder: str, where: str) -> Listed:
-    """Return the item of one line of a CSV file, with its part of the split (train, val, test, unlabelled or "")."""
-    cells = _cells(record, where)
+def row_of(cells: dict[str, str], task: LabelKind, folder: str, where: str) -> Listed:
+    """Return the item of a line, by its `cells`, with its part of the split (train, val, test, unlabelled or "").
+
+    Raises AdaptError, which begins with `where`, as `read_csv` does.
+    """
     paths, text = _paths(cells, task, folder, where), cells.get("text", "")
     part = parts.read(cells["split"], where, (parts.UNLABELLED,)) if "split" in cells else ""
     image, box = parted(paths[0]) if paths else ("", None)
@@ -281,6 +301,7 @@ class CSVFile(Reader):
     takes = "a .csv or .tsv"
     reads = staticmethod(read_csv)
     root = "may"
+    columns = True
 
     def claims(self, spec: str) -> bool:
         return spec.lower().endswith((".csv", ".tsv")) and os.path.isfile(spec)

@@ -1,102 +1,174 @@
-"""Data sets of the Hugging Face library `datasets`, read from its Arrow files without making copies."""
+"""Tables with images: data sets of the Hugging Face library `datasets`, and Parquet files, which it reads too.
+
+Images stay in the library's Arrow files, and are read there when they are needed.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from adapt.common.errors import AdaptError, missing
-from adapt.common.shown import one_line
+from adapt.common.shown import SEPARATOR, first_of, one_line
+from adapt.data.decoding.files import Stored
+from adapt.data.decoding.inline import images_in
+from adapt.data.item import PLACES, reading, unknown_columns
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
-from adapt.data.readers.rows import listed, to_split
+from adapt.data.readers.captions_file import TEXT_KEYS, pairs_of
+from adapt.data.readers.chats_file import IMAGES, is_chat, split_of
+from adapt.data.readers.csv_file import OTHER_WORDS, check_names, row_of
+from adapt.data.readers.rows import Listed, renamed, to_split, without_rows
 from adapt.data.split import Split
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset
+
+logger = logging.getLogger("adapt")
+_Row = dict[str, Any]
+_NO_CAPTIONS = ("label", "labels", "target", "question", "entity")  # columns beside which a text is no caption
 
 
-def read_hugging_face(source: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
-    """Return a Hugging Face data set, given a folder written by `save_to_disk` or the name of a data set on the hub.
+def read_hugging_face(
+    source: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    ratios: Sequence[float] = parts.RATIOS,
+    seed: int = 0,
+    columns: Mapping[str, str] = MappingProxyType({}),
+) -> Split:
+    """Return a table: a folder of `save_to_disk`, a `.parquet` file, or the name of a data set on the hub.
 
-    The library `datasets` downloads data sets from the hub. A data set must have one column of images and one column of
-    class labels, and can have a text column `domain`. Class numbers are kept. `ratios` (train, val, test) and `seed`
-    divide a data set that is not divided, or has only one part.
+    The library `datasets` downloads data sets from the hub. Rows that have keys of conversations are read as those in
+    a `.jsonl` (see `read_chats`), other rows as lines of a CSV file (see `read_csv`), where the only column of images
+    is the path, and the only one of class labels the label, whose class numbers are kept. Other columns of such tables
+    are ignored, with a warning. An image is in the table, or a path that starts from `root`, by default the folder of
+    `source`. `columns` has columns of the table with what they are called here (see `adapt.data.load`). `ratios`
+    (train, val, test) and `seed` divide a data set that is not divided, or has only one part.
 
-    Raises AdaptError if the library is missing or finds no such data set, or if the data set has other columns.
+    Raises AdaptError if the library is missing or finds no such data set, and if columns or rows are not as expected.
     """
     source = os.fspath(source)
-    datasets = _parts(source)
-    features = next(iter(datasets.values())).features
-    image, label = (_only(features, kind, source) for kind in ("Image", "ClassLabel"))
-    class_names: list[str] = features[label].names
-    undivided = len(datasets) == 1
-    rows = [
-        listed(path, {"label": class_names[number]}, "" if undivided else part, domain)
-        for part, dataset in datasets.items()
-        for path, number, domain in _rows(dataset, image, label, f"data {source!r}, part {part}")
-    ]
-    root = os.path.abspath(source) if os.path.isdir(source) else ""
-    return to_split(os.path.basename(source.rstrip("/")), root, rows, class_names, ratios, seed, turned=False)
+    where = f"data {source!r}"
+    tables = _tables(source)
+    folder = os.path.abspath(root or (source if os.path.isdir(source) else os.path.dirname(source)))
+    rows: list[_Row] = []
+    for part, table in tables.items():
+        rows += (row if len(tables) == 1 else row | {"split": part} for row in _rows(table, f"{where}, part {part}"))
+    features = next(iter(tables.values())).features
+    given, labels = list(features), [name for name, each in features.items() if type(each).__name__ == "ClassLabel"]
+    images = [name for name in rows[0] if _is_image(rows, name)]
+    for name, only in (("image", images), ("label", labels)):
+        if len(only) == 1 and only[0] not in (*columns, *IMAGES):
+            columns = {**columns, only[0]: name}
+    class_names = next((features[name].names for name in labels if columns.get(name, name) == "label"), None)
+    rows = renamed(rows, columns, where)
+    if is_chat(rows[0]):
+        return split_of(rows, where, source, folder)
+    if not set(rows[0]).isdisjoint(TEXT_KEYS) and set(rows[0]).isdisjoint(_NO_CAPTIONS):
+        return pairs_of(rows, where, source, folder, ratios, seed)
+    meant = {OTHER_WORDS[name]: name for name in reversed(rows[0]) if name in OTHER_WORDS}
+    rows = renamed(rows, {name: own for own, name in meant.items() if own not in rows[0]}, where)
+    unknown = unknown_columns(list(rows[0]))
+    columns = frozenset(rows[0]).difference(unknown)
+    try:
+        task = reading(columns)
+        if unknown and (columns <= PLACES or "path" not in columns or any(_is_image(rows, name) for name in unknown)):
+            raise AdaptError(f"{first_of(sorted(unknown))} may be images or labels")
+    except AdaptError as error:
+        advice = "Say what columns are: --columns image=NAME,label=NAME,ignored=NAME"
+        raise AdaptError(f"{where} has the columns {', '.join(given)}: {error}. {advice}") from None
+    if unknown:
+        logger.warning("%s: ignored columns: %s", where, first_of(sorted(unknown)))
+    listed, problems = list[Listed](), list[str]()
+    for number, row in enumerate(rows):
+        place = f"{where}: row {number}"
+        try:
+            listed.append(row_of({key: _text(row[key]) for key in columns}, task, folder, place))
+        except AdaptError as error:
+            problems.append(str(error))
+
+    def read() -> Split:
+        split = to_split(os.path.basename(source.rstrip("/")), folder, listed, class_names, ratios, seed)
+        check_names(split, where)
+        return split
+
+    return without_rows(problems, read)
 
 
-def _parts(source: str) -> dict[str, Dataset]:
-    """Return the data set `source` as {part: data set}, where the parts have adapt's names (train, val, test)."""
+def _text(value: object) -> str:
+    """Return a cell as it stands in a CSV file."""
+    if isinstance(value, list):
+        return SEPARATOR.join(map(str, value))
+    return value if isinstance(value, Stored) else "" if value is None else str(value).strip()
+
+
+def _tables(source: str) -> dict[str, Dataset]:
+    """Return the data set `source` as {part: table}, where the parts have adapt's names (train, val, test)."""
     try:
         import datasets
     except ImportError:
         raise missing("Hugging Face data", "the library datasets", "hf-data") from None
     try:
-        loaded = datasets.load_from_disk(source) if os.path.isdir(source) else datasets.load_dataset(source)
-    except (OSError, ValueError) as error:
+        if source.endswith(".parquet"):
+            loaded = datasets.load_dataset("parquet", data_files=source)
+        else:
+            loaded = datasets.load_from_disk(source) if os.path.isdir(source) else datasets.load_dataset(source)
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise AdaptError(f"the library datasets cannot load {source!r}: {one_line(error)}") from error
     named = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
     part_of = {name: parts.read(name, f"data {source!r}") for name in named}
     if len(set(part_of.values())) < len(named):
         raise AdaptError(f"data {source!r} has two splits for one part: {', '.join(named)}. Save one for each part")
+    if not any(map(len, named.values())):
+        raise AdaptError(f"data {source!r} has no rows")
     return {part_of[name]: dataset for name, dataset in named.items()}
 
 
-def _only(features: Features, kind: str, source: str) -> str:
-    """Return the name of the only column of type `kind`. Raises AdaptError if no column or several have this type."""
-    columns = [name for name, feature in features.items() if type(feature).__name__ == kind]
-    if len(columns) != 1:
-        raise AdaptError(
-            f"data {source!r} has {len(columns)} columns of type {kind} among {', '.join(features)}; expected one. "
-            "Cast or remove columns with the library datasets and save the result with save_to_disk"
-        )
-    return columns[0]
-
-
-def _rows(dataset: Dataset, image: str, label: str, where: str) -> Iterator[tuple[str, int, str]]:
-    """Yield (image path, label, domain) of each row of a data set.
-
-    The path of an image that is stored inside an Arrow file is `TABLE.arrow!COLUMN/ROW`.
-    """
-    from pyarrow import compute
-
+def _rows(dataset: Dataset, where: str) -> Iterator[_Row]:
+    """Yield the rows of a table; an image that it contains is its path, `TABLE.arrow!COLUMN/ROW`, or `/N` in a list."""
     if dataset._indices is not None:  # rows chosen or shuffled after they were written
         raise AdaptError(
             f"{where}: rows were selected or reordered after the files of the data set were written. Save the data set "
             "with save_to_disk and load the result"
         )
-    content = dataset.data.column(image)
-    outside = compute.struct_field(content, "path").filter(compute.struct_field(content, "bytes").is_null())
-    paths = outside.to_pylist() if len(outside) else [f"{cell[0]}!{image}/{cell[1]}" for cell in _cells(dataset)]
-    if len(paths) != len(dataset):
-        raise AdaptError(
-            f"{where}: some images are separate files, but other images are in tables. Save the data set with "
-            "save_to_disk, and load the result"
-        )
-    domains = dataset["domain"] if "domain" in dataset.column_names else [""] * len(dataset)
-    for row, (path, number, domain) in enumerate(zip(paths, dataset[label], domains, strict=True)):
-        if number is None or number < 0:
-            raise AdaptError(f"{where}: row {row} has no label. Remove all rows without labels")
-        yield path, number, domain
+    content = {name: dataset.data.column(name) for name in dataset.column_names}
+    binary = [name for name, column in content.items() if "binary" in str(column.type)]
+    for name in binary:
+        if str(content[name].type).count("struct") > 1:
+            raise AdaptError(f"{where}: {name} has images inside its turns. Put them into a column images, in order")
+    names = {name: each.names for name, each in dataset.features.items() if type(each).__name__ == "ClassLabel"}
+    others = [name for name in dataset.column_names if name not in binary]
+    plain = dataset.select_columns(others).with_format(None) if others else ({} for _ in range(len(dataset)))
+    for number, ((table, own), row) in enumerate(zip(_places(dataset), plain, strict=True)):
+        if any(images_in(row)):
+            raise AdaptError(f"{where}: row {number} has an image as text. Cast its column to Image with datasets")
+        for name, of in names.items():
+            row[name] = None if row[name] is None or row[name] < 0 else of[row[name]]
+        yield row | {name: _image(content[name][number], f"{table}!{name}/{own}") for name in binary}
 
 
-def _cells(dataset: Dataset) -> Iterator[tuple[str, int]]:
+def _image(cell: Any, path: str) -> object:
+    """Return the image in an Arrow cell by its path in the table, or outside of it; of a list, that of each."""
+    if not cell.is_valid:
+        return None
+    if str(cell.type).startswith(("list", "large_list")):
+        return [_image(each, f"{path}/{number}") for number, each in enumerate(cell)]
+    inside = cell["bytes"].is_valid if str(cell.type).startswith("struct") else True
+    if inside:
+        return Stored(path)
+    outside: str | None = cell["path"].as_py()
+    return Stored(outside) if outside and os.path.isabs(outside) else outside
+
+
+def _is_image(rows: Sequence[_Row], name: str) -> bool:
+    value = next((row[name] for row in rows if row[name]), None)
+    return isinstance(value[0] if isinstance(value, list) and value else value, Stored)
+
+
+def _places(dataset: Dataset) -> Iterator[tuple[str, int]]:
     """Yield (path of the Arrow file, row number in this file) for each row of the data set."""
     import pyarrow
 
@@ -108,6 +180,11 @@ def _cells(dataset: Dataset) -> Iterator[tuple[str, int]]:
 
 class HuggingFace(Reader):
     name = "hugging_face"
-    takes = "hf:NAME"
+    takes = "hf:NAME or a .parquet"
     reads = staticmethod(read_hugging_face)
     prefix = "hf:"
+    root = "may"
+    columns = True
+
+    def claims(self, spec: str) -> bool:
+        return spec.startswith(self.prefix) or (spec.endswith(".parquet") and os.path.isfile(spec))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import SEPARATOR
 from adapt.data.decoding.files import parted
 from adapt.data.item import Item, Label, LabelKind, kind_of
@@ -17,6 +17,7 @@ from adapt.data.readers import parts
 from adapt.data.split import InconsistentError, Split
 
 logger = logging.getLogger("adapt")
+IGNORED = "ignored"  # the name of columns that are left out
 _SEVERAL = " (a column 'labels' in place of 'label' may have several classes of an image)"
 
 
@@ -34,6 +35,44 @@ class Listed(NamedTuple):
 def listed(path: str, cells: Mapping[str, Any], part: str = "", domain: str = "") -> Listed:
     """Return an item with its part of the split; `cells` is a dict from column names, such as label, to values."""
     return Listed(Item.of(path=path, domain=domain, **cells), part)
+
+
+def columns_of(text: str) -> dict[str, str]:
+    """Return {a list's own column: what it is called here} for a text such as `image=img,label=cat,ignored=notes`.
+
+    Raises AdaptError for a text of another form, and if a column is given two names.
+    """
+    columns: dict[str, str] = {}
+    for pair in text.split(","):
+        name, _, column = (each.strip() for each in pair.partition("="))
+        if not (name and column):
+            raise AdaptError(f"columns are {text!r}; expected names, each with the list's own, as image=img,label=cat")
+        if column in columns:
+            raise AdaptError(f"columns are {text!r}: {column!r} is there twice. Give it one name")
+        columns[column] = name
+    return columns
+
+
+def renamed(rows: Iterable[Any], columns: Mapping[str, str], where: str) -> list[Any]:
+    """Return `rows` with keys called as `columns` says, and without those that are called `ignored`.
+
+    Raises AdaptError if no row has one of the columns, and if a row has two of one name.
+    """
+    rows, unseen = list(rows), set(columns)
+    for number, row in enumerate(rows) if columns else ():
+        if not isinstance(row, dict):
+            continue
+        unseen.difference_update(row)
+        kept = [(columns.get(key, key), key) for key in row if columns.get(key) != IGNORED]
+        names = [name for name, _ in kept]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            both = " and ".join(key for name, key in kept if name == twice)
+            raise AdaptError(f"{where} row {number + 1}: {both} would both be {twice!r}. Ignore one: ignored={twice}")
+        rows[number] = {name: row[key] for name, key in kept}
+    if unseen:
+        known = {key for row in rows if isinstance(row, dict) for key in row}
+        raise AdaptError(f"{where}: no row has {min(unseen)!r}, which columns name; {nearest(min(unseen), known)}")
+    return rows
 
 
 def in_bags(rows: Sequence[Listed], where: str) -> list[Listed]:
