@@ -74,6 +74,21 @@ class Chat:
         """Return the conversation with `answer` as its next turn."""
         return replace(self, turns=(*self.turns, Turn("assistant", (answer,))))
 
+    def described(self, description: str) -> Chat:
+        """Return the conversation with a description of its image behind the images that begin its first question.
+
+        If that begins with words, the description comes before everything (STIC's form, `stic/add_des_to_data.py`).
+        """
+        place = next(place for place, turn in enumerate(self.turns) if turn.role == "user")
+        parts = self.turns[place].parts
+        images = next((at for at, part in enumerate(parts) if part is not IMAGE), len(parts))
+        text = f"Image description:\n{description}\n\n"
+        rest = parts[images:]
+        if images and rest and str(rest[0]).startswith("\n"):  # the line break of an image's mark stays with it
+            text, rest = f"\n{text}", (str(rest[0])[1:], *rest[1:])
+        turn = replace(self.turns[place], parts=(*parts[:images], text, *rest))
+        return replace(self, turns=(*self.turns[:place], turn, *self.turns[place + 1 :]))
+
     def ending(self, answer: str) -> Chat:
         """Return the conversation with `answer` as its next turn, the only one that counts as learned."""
         earlier = tuple(replace(turn, learned=False) for turn in self.turns)

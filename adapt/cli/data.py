@@ -1,11 +1,12 @@
-"""`adapt data`: `list`, `check`, `show`, `match` and `filter`"""
+"""`adapt data`: `list`, `check`, `show`, `match`, `filter`, `describe` and `pairs`"""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack
 
 import click
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.data.readers.published import Published
     from adapt.data.split import Split
+    from adapt.labelling.describing import Describer, PairMaker
     from adapt.models.native_vlm import ChatModel
 
 _Folder = Annotated[str | None, Argument("[ROOT]")]  # which --root may name too
@@ -309,8 +311,6 @@ def filter_by_perplexity(
     from adapt.data.readers import load as read
 
     check_free(out, "file")
-    if backbone is None and adapter is None:
-        raise AdaptError("no model is given to read the answers: give --backbone, --adapter, or both")
     split = read(source, _root(folder, root))
     _check_files(split)
     with common.quiet_libraries():
@@ -337,6 +337,90 @@ def filter_by_perplexity(
     )
 
 
+class _Made(TypedDict):
+    """The options of commands whose rows a native vision-language model writes."""
+
+    backbone: Annotated[str | None, "Native vision-language model that writes (see `adapt backbones`)."]
+    adapter: Annotated[Path | None, "Adapter of the model that writes."]
+    tokens: Annotated[int, Option("Most tokens of an answer.", min=1, default=128)]
+    resume: Annotated[bool, "Keep the rows of an interrupted --out, and make the others."]
+    device: Annotated[str, Option("Device to run on, such as cpu or cuda:1.", default=AUTO)]
+
+
+@command(group=data)
+def describe(
+    photos: Path,
+    *,
+    prompt: Annotated[str | None, "What the model is asked for.  [default: Describe the image.]"] = None,
+    out: Annotated[Path, "JSONL file of captions to write."],
+    **made: Unpack[_Made],
+) -> None:
+    """Write a caption of each image in the folder PHOTOS by a native vision-language model.
+
+    Each row has the image, its caption, the model and the prompt. --data reads the file, with --root PHOTOS.
+
+    \b
+    Example:
+      adapt data describe photos/ --backbone mini-vlm --out captions.jsonl
+    """
+    from adapt.labelling.describing import Describer
+
+    rows = _written(photos, out, Describer, {} if prompt is None else {"prompt": prompt}, **made)
+    click.echo(f"{out}  {len(rows):,} captions; their root is {photos}")
+
+
+@command(group=data)
+def pairs(
+    photos: Path,
+    *,
+    good: Annotated[str | None, "Prompt for the chosen answers, which asks for the image step by step."] = None,
+    share: Annotated[float, Option("Share of rejected answers that are about a damaged image.", min=0, max=1)] = 0.5,
+    seed: Annotated[int, Option("Seed for the prompts and the damage of each image.", min=0)] = 0,
+    out: Annotated[Path, "JSONL file of preferences to write."],
+    **made: Unpack[_Made],
+) -> None:
+    """Write preferences about the images in the folder PHOTOS, made by a native vision-language model itself (STIC).
+
+    The chosen answer describes the image step by step, the rejected one is to a misleading prompt or about a damaged
+    image. `adapt train lora/preferences --data` reads the file, with --root PHOTOS.
+
+    \b
+    Example:
+      adapt data pairs photos/ --backbone mini-vlm --out pairs.jsonl
+    """
+    from adapt.labelling.describing import PairMaker
+
+    settings = {"share": share, "seed": seed} | ({} if good is None else {"good": good})
+    rows = _written(photos, out, PairMaker, settings, **made)
+    words = [[len(str(row[key]).split()) for row in rows] for key in ("chosen", "rejected")]
+    lengths = [f"{sum(own) / max(1, len(own)):.1f}" for own in words]
+    click.echo(
+        f"{out}  {len(rows):,} preferences, of {lengths[0]} words where chosen and {lengths[1]} where rejected; their "
+        f"root is {photos}"
+    )
+
+
+def _written(
+    photos: Path, out: Path, kind: type[Describer] | type[PairMaker], settings: dict[str, Any], **made: Unpack[_Made]
+) -> list[dict[str, object]]:
+    """Write the rows that a maker of `kind` makes of the images in a folder, and return them."""
+    from adapt.common.disk import check_free
+    from adapt.common.progress import counting_bar
+    from adapt.data.readers.folder import images_in
+    from adapt.labelling.describing import write_rows
+
+    if not (made["resume"] and out.exists()):
+        check_free(out, "file")
+    names = [os.path.relpath(path, photos) for path in images_in(str(photos))]
+    if not names:
+        raise AdaptError(f"{photos} has no image: give a folder of images")
+    with common.quiet_libraries():
+        model = _reading_model(made["adapter"], made["backbone"], made["device"])
+        with counting_bar("writing", True) as bar:
+            maker = kind(model, str(photos), tokens=made["tokens"], **settings)
+            return write_rows(out, names, maker, made["resume"], bar)
+
+
 def _reading_model(adapter: Path | None, name: str | None, device: str) -> ChatModel:
     """Return a native vision-language model, with the adapter if one is given. Raises AdaptError for other models."""
     from adapt.backbones.load import load_backbone
@@ -345,8 +429,10 @@ def _reading_model(adapter: Path | None, name: str | None, device: str) -> ChatM
 
     if adapter is not None:
         model = common.load_adapter(adapter, name, device)
+    elif name is not None:
+        model = unadapted(load_backbone(name, device))
     else:
-        model = unadapted(load_backbone(str(name), device))
+        raise AdaptError("no model is given: give --backbone, --adapter, or both")
     if not is_native(model):
         raise AdaptError(
             f"{model.backbone.describe()} is a {model.backbone.kind}, which reads no conversations: give a native "

@@ -51,6 +51,8 @@ class ChatAtUse(BaseModel, extra="forbid", frozen=True):
     """How much `debias` takes out."""
     beta: float = Field(default=0.1, gt=0, le=1)
     """The share of the most probable token's probability below which a token is left out by `debias`."""
+    describe: str | None = Field(default=None, min_length=1)
+    """A prompt, such as "Describe the image.", whose answer is put before questions that are answered in words."""
 
 
 def calibrated(logits: Tensor, without: Tensor) -> Tensor:

@@ -372,6 +372,11 @@ class ChatModel(Adapted[NativeVLM]):
         settings: dict[str, Any] = {"do_sample": False, "eos_token_id": self.ends} | options
         asked, shown, groups = _chats(images, chats), list(images), 1
         at_use = self._at_use(**_given(debias=debias, alpha=alpha, beta=beta))
+        if at_use.describe:
+            plain, prompts = copy(self), [at_use.describe] * len(asked)
+            plain.at_use = with_changes(at_use, {"describe": None})
+            answers = plain.generate(images, prompts, max_new_tokens=max_new_tokens, merge=merge, **options)
+            asked = [chat.described(answer.text) for chat, answer in zip(asked, answers, strict=True)]
         if mode := at_use.debias:
             if settings["do_sample"]:
                 raise AdaptError("debiased answers cannot be sampled: leave out do_sample, or debias")
