@@ -69,7 +69,7 @@ def check(
     folder: _Folder = None,
     *,
     root: common.Root = None,
-    columns: common.Columns = None,
+    columns: common.ColumnNames = None,
     out: Annotated[Path | None, "New folder for lists of the files concerned, a CSV per finding."] = None,
     backbone: Annotated[str | None, "Native vision-language model whose tokens are counted in conversations."] = None,
 ) -> None:

@@ -31,7 +31,7 @@ def evaluate_adapter(
     *,
     data: common.DataToMeasure,
     root: common.Root = None,
-    columns: common.Columns = None,
+    columns: common.ColumnNames = None,
     names: common.ReadableNames = None,
     part: common.PartToMeasure = "test",
     data_classes: Annotated[bool, "Classify among the data's class names, not the adapter's."] = False,

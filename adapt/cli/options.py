@@ -154,7 +154,7 @@ _ROOT = "Folder that holds the published sets, or that paths inside a list or ta
 
 DataToMeasure = Annotated[str, f"Data to measure on: {SOURCES}."]
 Root = Annotated[str | None, Option(_ROOT)]
-Columns = Annotated[
+ColumnNames = Annotated[
     str | None,
     Option(
         "What columns of a list or table are, such as image=img,label=cat,ignored=notes.", metavar="NAME=COLUMN,..."
@@ -198,7 +198,7 @@ class Options(TypedDict, total=False):
 
     data: Annotated[str | None, f"Data to train on: {SOURCES}."]
     root: RecipeRoot
-    columns: Columns
+    columns: ColumnNames
     shots: Annotated[
         int | str | None, Option("Training images per class, or all.  [default: the recipe's]", kind=_Shots())
     ]

@@ -284,7 +284,7 @@ class _Options(TypedDict):
     """The options that are handed on to `adapt.recommend`."""
 
     root: common.RecipeRoot
-    columns: common.Columns
+    columns: common.ColumnNames
     names: common.ReadableNames
     shots: Annotated[int | None, Option("Training images per class.  [default: all]", min=1)]
     seed: Annotated[int, Option("Seed for picking shots, for the folds and for training.", min=0, default=1)]

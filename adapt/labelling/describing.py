@@ -25,7 +25,7 @@ from PIL import Image
 
 from adapt.common.disk import write_text
 from adapt.common.errors import AdaptError
-from adapt.common.plain import dump
+from adapt.common.plain import JsonObject, dump
 from adapt.common.progress import Progress
 from adapt.common.shown import brief
 from adapt.data.decoding.images import open_image
@@ -33,7 +33,6 @@ from adapt.data.decoding.images import open_image
 if TYPE_CHECKING:
     from adapt.models.native_vlm import ChatModel
 
-Row = dict[str, object]
 DESCRIBE = "Describe the image."
 GOOD = (
     "Describe the image step by step: who or what is in it, and what they do; where it is; its light and mood; its "
@@ -104,11 +103,11 @@ class Describer:
     tokens: int = 128
 
     @property
-    def source(self) -> Row:
+    def source(self) -> JsonObject:
         """What all rows are made with."""
         return {"model": self.model.backbone.name, "prompt": self.prompt}
 
-    def __call__(self, names: Sequence[str]) -> list[Row]:
+    def __call__(self, names: Sequence[str]) -> list[JsonObject]:
         """Return a row for each of the images `names` in the folder."""
         texts = _answers(self.model, _opened(self.model, self.folder, names), [self.prompt] * len(names), self.tokens)
         return [
@@ -133,12 +132,12 @@ class PairMaker:
     tokens: int = 128
 
     @property
-    def source(self) -> Row:
+    def source(self) -> JsonObject:
         """What all rows are made with."""
         settings = {"good": self.good, "share": self.share, "seed": self.seed}
         return {"model": self.model.backbone.name, **settings}
 
-    def __call__(self, names: Sequence[str]) -> list[Row]:
+    def __call__(self, names: Sequence[str]) -> list[JsonObject]:
         """Return a row for each of the images `names` in the folder, but for those with the same answer twice."""
         draws = [Random(f"{self.seed}/{name}") for name in names]
         plain = [draw.choice(PLAIN) for draw in draws]
@@ -151,7 +150,7 @@ class PairMaker:
         shown = [image if damage is None else damage(image) for image, damage in zip(images, damages, strict=True)]
         chosen = _answers(self.model, images, [self.good] * len(names), self.tokens)
         rejected = _answers(self.model, shown, asked, self.tokens)
-        rows: list[Row] = []
+        rows: list[JsonObject] = []
         for place, name in enumerate(names):
             damage = damages[place]
             made = {"made": "misleading" if damage is None else damage.kind, "prompt": asked[place]}
@@ -167,13 +166,13 @@ def write_rows(
     maker: Describer | PairMaker,
     resume: bool = False,
     progress: Progress | None = None,
-) -> list[Row]:
+) -> list[JsonObject]:
     """Write the rows of the images `names` to a JSONL file as they are made, and return all that it has in the end.
 
     With `resume`, rows that the file has are kept, and only the others are made. Raises AdaptError for a file that was
     made in another way.
     """
-    rows: list[Row] = []
+    rows: list[JsonObject] = []
     if resume and out.exists():
         whole, _, cut = out.read_text(encoding="utf-8").rpartition("\n")  # a line that is cut off is made again
         rows = [json.loads(line) for line in whole.splitlines()]
