@@ -69,9 +69,9 @@ test: about-test $(VENV)/installed-dev
 test-full: about-test-full $(VENV)/installed-dev
 	$(PYTEST) --full
 
-# all of test-full but what takes each method beyond two CLIPs
+# all of test-full but what is marked `at_length`
 test-ci: $(VENV)/installed-dev
-	$(PYTEST) --full -m 'not faults and not every_backbone'
+	$(PYTEST) --full -m 'not faults and not at_length'
 
 # the lowest versions that pyproject.toml declares of everything, in an environment of their own
 test-lowest: $(LOWEST)/installed

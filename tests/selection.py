@@ -4,7 +4,7 @@ A test that is marked `full` repeats at length what a shorter test checks too: o
 parametrised `by_turns` meets all these values in the full run; otherwise it runs once for each set of its other
 parameters, and takes one of these values, or a few, drawn by its name. `pytestmark = pytest.mark.by_turns("new")` says
 so of a fixture's parameters, for all tests of a file. `make test-ci` is the full run without what is marked
-`every_backbone`.
+`at_length`, as `third` marks two of three values.
 """
 
 from __future__ import annotations
@@ -24,6 +24,16 @@ def by_turns(names: str | tuple[str, ...], values: Iterable[Any], take: int = 1,
     """Parametrise a test as `pytest.mark.parametrize` does, by values of which `make test` takes one, or `take`."""
     mark = pytest.mark.by_turns(*([names] if isinstance(names, str) else names), take=take)
     return lambda test: mark(pytest.mark.parametrize(names, values, **options)(test))
+
+
+def third(values: Iterable[Any]) -> list[Any]:
+    """Return parameters for `values`, of which `make test-ci` takes every third."""
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.at_length if place % 3 else ()
+        )
+        for place, value in enumerate(values)
+    ]
 
 
 def left_out(items: Iterable[pytest.Item]) -> set[pytest.Item]:

@@ -49,7 +49,13 @@ def test_the_first_cell_installs_on_colab_and_does_nothing_elsewhere(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.at_length if path.stem in ("lora_das", "native") else (), id=path.stem)
+        for path in NOTEBOOKS
+    ],
+)
 def test_notebook_runs(path: Path) -> None:
     """To the figures that it is stored with: every share in per cent, to two points on another processor."""
     notebook = nbformat.read(path, as_version=4)

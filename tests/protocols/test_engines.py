@@ -90,6 +90,7 @@ def test_two_processes_give_the_rows_and_the_refusal_of_one(
 
 
 @pytest.mark.full
+@pytest.mark.at_length
 def test_ray_gives_the_rows_and_the_refusal_of_one_process(
     sequential: Outcome, runs: tuple[PlannedRun, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
