@@ -132,8 +132,8 @@ class _Row:
             return
         if not isinstance(content, list):
             raise AdaptError(f"{self.where}: {key} is {brief(content)}; expected a text, or a list of parts")
-        untyped = [part for part in content if not (isinstance(part, dict) and part.get("type"))]
-        if sum(isinstance(part, str | dict) and bool(_MARK.sub("", _words_of(part)).strip()) for part in untyped) > 1:
+        untyped = [each for each in content if not (isinstance(each, dict) and (each.get("type") or "image" in each))]
+        if sum(bool(_MARK.sub("", str(part)).strip()) for part in untyped) > 1:
             raise AdaptError(f"{self.where}: {key} is {brief(content)}; expected one text: leave the others out")
         for part in content:
             if isinstance(part, str):
@@ -174,10 +174,6 @@ def _own_image(part: Mapping[str, object]) -> object:
         url = url.get("url")
     own = (url, *(part.get(key) for key in _OF_AN_IMAGE))
     return next((each for each in own if each is not None), None)
-
-
-def _words_of(part: str | Mapping[str, object]) -> str:
-    return part if isinstance(part, str) else str(part.get("text") or "")
 
 
 def read_chats(
@@ -374,18 +370,17 @@ def _check_texts(texts: Sequence[str], seen: bool, where: str) -> None:
 
 def _in_one_list(row: JsonObject, where: str) -> JsonObject:
     """Return a row of TRL or OpenAI, whose turns are in several lists, with those before the answers in `messages`."""
-    if isinstance(asked := row.get("input"), dict):
+    chosen, rejected, prompt, asked = (row.get(key) for key in ("chosen", "rejected", "prompt", "input"))
+    if isinstance(asked, dict):
         check_keys(asked, ("messages",), where)
         row = {_OPENAIS.get(key, key): value for key, value in row.items() if key != "input"}
-        return row | {"messages": asked.get("messages")}
-    chosen, rejected = row.get("chosen"), row.get("rejected")
-    if isinstance(chosen, list) and isinstance(rejected, list) and len(chosen) > 1 and chosen[:-1] == rejected[:-1]:
+        turns = asked.get("messages")
+    elif isinstance(chosen, list) and isinstance(rejected, list) and len(chosen) > 1 and chosen[:-1] == rejected[:-1]:
         row, turns = {**row, "chosen": chosen[-1:], "rejected": rejected[-1:]}, chosen[:-1]
-    elif isinstance(row.get("prompt"), list) and any("role" in each for each in row["prompt"]):
+    elif isinstance(prompt, list) and any(isinstance(each, dict) and "role" in each for each in prompt):
         answer = row.get("completion")
         answers = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}] if answer else []
-        turns = [*row["prompt"], *answers]
-        row = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
+        row, turns = {key: row[key] for key in row if key not in ("prompt", "completion")}, [*prompt, *answers]
     else:
         return row
     if key := next((key for key in _TURNS if row.get(key)), None):
