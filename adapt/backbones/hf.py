@@ -86,7 +86,7 @@ def build(model: nn.Module, processor: Processor, name: str | None = None) -> Du
         encode_image=partial(_pooled, model.get_image_features),
         encode_text=partial(_pooled, model.get_text_features),
         name=name,
-        export=partial(export_folder, [processor.image_processor, processor.tokenizer]),
+        write=partial(export_folder, [processor.image_processor, processor.tokenizer]),
     )
 
 
@@ -280,7 +280,7 @@ def build_encoder(model: Any, image_processor: ImageProcessor, name: str | None 
         preprocess=preprocess,
         encode_image=partial(_encode, model, kind),
         name=name,
-        export=partial(export_folder, [image_processor]),
+        write=partial(export_folder, [image_processor]),
     )
 
 

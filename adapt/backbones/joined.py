@@ -7,11 +7,13 @@ the first, in its own size and normalisation, as published (CaFo): one preparati
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.backbones.base import BackboneParts, DualEncoder, ImageEncoder
+from adapt.backbones.base import DualEncoder, ImageEncoder
 from adapt.backbones.preprocess import Repixelled
 from adapt.backbones.vision_encoder import VisionEncoder
 
@@ -54,8 +56,7 @@ class JoinedDualEncoder(_ReadsAsBoth, DualEncoder):
 
     def __init__(self, both: BothEncoders, name: str | None = None) -> None:
         self.both = both
-        tokenizer = both.first.tokenizer
-        super().__init__(encode_image=both.features, encode_text=both.texts, tokenizer=tokenizer, **_parts(both, name))
+        super().__init__(encode_text=both.texts, tokenizer=both.first.tokenizer, **_parts(both, name))
 
     @property
     def logit_scale(self) -> float:
@@ -75,16 +76,17 @@ class JoinedVisionEncoder(_ReadsAsBoth, VisionEncoder):
 
     def __init__(self, both: BothEncoders, name: str | None = None) -> None:
         self.both = both
-        super().__init__(encode_image=both.features, **_parts(both, name))
+        super().__init__(**_parts(both, name))
 
 
-def _parts(both: BothEncoders, name: str | None) -> BackboneParts:
+def _parts(both: BothEncoders, name: str | None) -> dict[str, Any]:
     return {
         "model": nn.ModuleDict({"first": both.first.model, "second": both.second.model}),
         "towers": {},
         "preprocess": both.first.preprocess,
         "name": name,
-        "eval_transform": both.first._eval_transform,
+        "eval_transform": both.first.eval_transform,
+        "encode_image": both.features,
     }
 
 

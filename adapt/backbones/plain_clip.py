@@ -182,7 +182,7 @@ def load(folder: Path, name: str | None, tensors: bool) -> DualEncoder | None:
         encode_text=model.encode_text,
         name=name,
         eval_transform=Pillow(pixels.size, pixels.mean, pixels.std, pixels.interpolation),
-        export=partial(_export, config, tokenizer),
+        write=partial(_export, config, tokenizer),
     )
 
 

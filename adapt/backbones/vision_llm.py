@@ -75,7 +75,7 @@ class VisionLLM(Backbone):
             tokenizer=tokenizer,
             preprocess=vision.preprocess,
             name=name,
-            eval_transform=vision._eval_transform,
+            eval_transform=vision.eval_transform,
         )
         self.llm: Any = llm  # a `PreTrainedModel` that can also `generate`
         self.patch_block = patch_block
