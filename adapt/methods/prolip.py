@@ -22,13 +22,13 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.tower import Tower
 from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Replace
-from adapt.methods.base import Context, ImageStep, Method, MethodConfig, Training
-from adapt.methods.zero_shot import Templates
+from adapt.methods.base import Context, ImageStep, Method, Training
+from adapt.methods.zero_shot import TemplatesConfig
 
 SCALE = 100.0
 
 
-class ProLIPConfig(MethodConfig):
+class ProLIPConfig(TemplatesConfig):
     views: int = Field(default=20, ge=0)
     """Random views of each training image, used in turn, one an epoch; 0 uses the image as it is."""
     epochs: int = Field(default=300, ge=1)
@@ -37,8 +37,6 @@ class ProLIPConfig(MethodConfig):
     """The learning rate of Adam with eps 1e-4; it decays to zero by a cosine."""
     weight: float | None = Field(default=None, ge=0)
     """Weight of the squared distance to the frozen projection, summed over entries; by default one over the shots."""
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged."""
 
 
 class ProLIP(Method[ImageStep]):

@@ -15,25 +15,23 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from adapt.methods.base.method import Method, MethodConfig
+from adapt.methods.base.method import Method
 from adapt.methods.base.step import ImageStep
 from adapt.methods.base.traits import OverSet
-from adapt.methods.zero_shot import Templates
+from adapt.methods.zero_shot import TemplatesConfig
 
 PASSES = 5  # over the images' probabilities, in each round
 TEMPERATURE = 50.0
 ROWS = 2048  # of cosines that are held at once
 
 
-class TransductionConfig(MethodConfig):
+class TransductionConfig(TemplatesConfig):
     rounds: int = Field(default=10, ge=1)
     """How often the Gaussians of the classes are fitted to the images."""
     neighbours: int = Field(default=3, ge=1)
     """The number of nearest images whose answers an image shares."""
     neighbour_weight: float = Field(default=1.0, ge=0)
     """Weight of the neighbours' answers (the papers' lambda)."""
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged."""
 
 
 class Neighbours(NamedTuple):
