@@ -23,7 +23,6 @@ from adapt.common.errors import AdaptError
 if TYPE_CHECKING:
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-    from adapt.backbones.transformers_models import ImageProcessor, Processor
     from adapt.backbones.vision_encoder import VisionEncoder
 
 
@@ -97,7 +96,7 @@ class Backbone:
         return timm_images.build(model, name)
 
     @staticmethod
-    def from_transformers(model: nn.Module, processor: Processor | ImageProcessor, name: str | None = None) -> Backbone:
+    def from_transformers(model: nn.Module, processor: Any, name: str | None = None) -> Backbone:
         """Wrap a transformers model and its processor as a backbone.
 
         The result is a `DualEncoder` for CLIP and SigLIP, a `VisionEncoder` for DINOv2, DINOv3, ViT, ConvNeXt and

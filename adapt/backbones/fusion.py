@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
 import torch
 import transformers
@@ -17,9 +17,6 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.hf import export_folder, preprocess_of
 from adapt.backbones.tower import Block, Form, Projection, Site, Tower
 from adapt.common.errors import AdaptError
-
-if TYPE_CHECKING:
-    from adapt.backbones.transformers_models import Processor
 
 _LONGEST = 40  # the most tokens of a question, as published, unless the model takes fewer
 
@@ -73,9 +70,7 @@ class FusionEncoder(Backbone):
         return nn.Sequential(*layers).to(self.device)
 
 
-def build_vilt(
-    model: ViltForQuestionAnswering | ViltModel, processor: Processor, name: str | None = None
-) -> FusionEncoder:
+def build_vilt(model: ViltForQuestionAnswering | ViltModel, processor: Any, name: str | None = None) -> FusionEncoder:
     """Wrap a `ViltForQuestionAnswering` or `ViltModel` and its processor as a backbone."""
     answering = isinstance(model, ViltForQuestionAnswering)
     vilt = model.vilt if isinstance(model, ViltForQuestionAnswering) else model
@@ -113,7 +108,7 @@ def _through_vilt(vilt: ViltModel, images: Tensor, tokens: dict[str, Tensor]) ->
 
 def build_bridgetower(
     model: BridgeTowerModel | transformers.BridgeTowerForContrastiveLearning,
-    processor: Processor,
+    processor: Any,
     name: str | None = None,
 ) -> FusionEncoder:
     """Wrap a BridgeTower model and its processor as a backbone; the text and image cross-modal layers are towers."""
