@@ -63,10 +63,6 @@ class CaFo(Method[ImageStep], Grid, KeepsLabels):
     first: Tensor
     second: Tensor
 
-    @property
-    def takes_steps(self) -> bool:
-        return bool(self.config.train)
-
     def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         if not isinstance(backbone, JoinedDualEncoder):
             raise AdaptError(

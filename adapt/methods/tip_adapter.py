@@ -62,10 +62,6 @@ class TipAdapter(Method[ImageStep], Grid, KeepsLabels):
     logit_scale = 100.0  # written out in the reference
     keys: Tensor
 
-    @property
-    def takes_steps(self) -> bool:
-        return bool(self.config.train)
-
     def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self._classes = len(class_names)
         count = self.config.keys or 0

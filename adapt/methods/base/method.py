@@ -212,8 +212,8 @@ class Method(nn.Module, Generic[StepT]):
 
     @property
     def takes_steps(self) -> bool:
-        """Whether the method is trained by gradient steps. By default, this is true if the method has parameters."""
-        return any(True for _ in self.parameters())
+        """Whether gradient steps train the method: by default the setting `train`, or whether it has parameters."""
+        return getattr(self.config, "train", None) or any(True for _ in self.parameters())
 
     def trains(self) -> Iterable[nn.Parameter]:
         """Return the parameters for the optimiser, including trained parameters that adapter files leave out."""
