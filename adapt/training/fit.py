@@ -24,13 +24,13 @@ from adapt.data.decoding.files import file_id
 from adapt.data.item import Item, items_id
 from adapt.evaluation.evaluate import keep_examples
 from adapt.formats.adapter import NAME
-from adapt.models.base import Adapted
+from adapt.models.base import Adapted, is_native
 from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.features import keeps_features
 from adapt.recipe.settings import FitSettings, TrainSettings
 from adapt.tracking import Track, Tracker, trackers
 from adapt.training import measures
-from adapt.training.batches import Batches, FeatureBatches
+from adapt.training.batches import Batches, KnownBatches
 from adapt.training.choice import choose
 from adapt.training.fitting import Fitting
 from adapt.training.loop import Length, Trainer, epoch_weights
@@ -309,7 +309,7 @@ class LengthOfTime:
 def _shorter(model: Adapted, batches: Batches, settings: TrainSettings) -> str:
     unit = "iterations" if settings.iterations else "epochs"
     advice = [f"--set train.{unit}={max(1, (settings.iterations or settings.epochs) // 10)}"]  # type: ignore[operator]
-    if isinstance(batches, FeatureBatches):
+    if isinstance(batches, KnownBatches) and batches.block is None and not is_native(model):  # of features
         return advice[0]
     if keeps_features(model, cache=True) and settings.views is None:
         advice.append("--set train.views=10 (encodes ten views of each image once)")

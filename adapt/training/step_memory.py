@@ -30,7 +30,7 @@ from adapt.methods.base import Context
 from adapt.models.base import Adapted, is_native
 from adapt.models.image_model import ImageModel
 from adapt.recipe.settings import TrainSettings
-from adapt.training.batches import Batches, BlockBatches, KnownBatches
+from adapt.training.batches import Batches, KnownBatches
 from adapt.training.loop import autocast
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, proc
 
         step = chat_bytes(model, batches.items, settings.precision)
     else:
-        block = batches.block if isinstance(batches, BlockBatches) else None
+        block = batches.block if isinstance(batches, KnownBatches) else None
         if not isinstance(model, ImageModel) or (isinstance(batches, KnownBatches) and block is None):
             return 0
         with autocast(model.backbone.device, settings.precision):
