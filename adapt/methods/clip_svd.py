@@ -79,7 +79,7 @@ class CLIPSVD(Method[Step], ChecksAdapter, InsideBlocks, Merges):
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         return [
-            Replace(block, letter, _Composed(self._factors((name, block, letter)).weight(), projection.bias))
+            Replace(block, letter, Composed(self._factors((name, block, letter)).weight(), projection.bias))
             for (name, block, letter), projection in self._projections.items()
             if name == tower.name
         ]
@@ -141,8 +141,8 @@ class _Factors(nn.Module):
             return self._u * self.vector_S @ self._v
 
 
-class _Composed(nn.Module):
-    """A linear layer with the weight `(out, in)` of the current call and the frozen bias."""
+class Composed(nn.Module):
+    """A linear layer with the weight `(out, in)` of the current call and a frozen bias, or none."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
