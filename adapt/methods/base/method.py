@@ -6,6 +6,7 @@ A base for methods with modules that are no part of the adapter stands beside it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Self
 
 import torch
@@ -44,11 +45,9 @@ class Context:
         class_features: Callable[[Sequence[str]], Tensor] | None = None,
         class_tokens: dict[str, Callable[[], Tensor]] | None = None,
     ) -> None:
+        kinds = {"features": features or {}, "tokens": tokens or {}, "class tokens": class_tokens or {}}
+        self._outputs = {(kind, name): cache(own[name]) for kind, own in kinds.items() for name in own}
         self._class_features = class_features
-        self._compute = {("features", name): compute for name, compute in (features or {}).items()}
-        self._compute |= {("tokens", name): compute for name, compute in (tokens or {}).items()}
-        self._compute |= {("class tokens", name): compute for name, compute in (class_tokens or {}).items()}
-        self._known: dict[tuple[str, str], Tensor] = {}
 
     def features(self, tower: str) -> Tensor:
         """Return the unit-length features `(b, e)` that `tower` computes for the inputs of the current forward call."""
@@ -73,15 +72,12 @@ class Context:
         return self._class_features(templates)
 
     def _read(self, kind: str, tower: str) -> Tensor:
-        key = (kind, tower)
-        if key not in self._compute:
+        if (kind, tower) not in self._outputs:
             raise AdaptError(
                 f"the method reads {kind} of the {tower} tower, which this call does not compute: "
                 "call model(images), or model.class_features(model.image_features(images))"
             )
-        if key not in self._known:
-            self._known[key] = self._compute[key]()
-        return self._known[key]
+        return self._outputs[kind, tower]()
 
 
 class MethodConfig(StrictModel):

@@ -116,11 +116,6 @@ class Step:
         return {own.term: own(self.logits, self.labels)}
 
     @property
-    def frozen_logits(self) -> Tensor:
-        """The logits `(b, n)` of the classes by the unadapted backbone."""
-        raise NotImplementedError
-
-    @property
     def weight(self) -> float:
         """How much the batch counts among accumulated batches, and among processes: by default as much as any other.
 
@@ -363,6 +358,7 @@ class ImageStep(Step):
 
     @property
     def frozen_logits(self) -> Tensor:
+        """The logits `(b, n)` of the classes by the unadapted backbone."""
         classes, backbone = self.frozen_class_features(self.model.class_loss.template), self.model.backbone
         return backbone.logit_scale * self.frozen_features.float() @ classes.float().T + backbone.logit_bias
 
@@ -493,7 +489,7 @@ def distill(step: ImageStep) -> Tensor:
     return 1 - (step.features.float() * step.frozen_features.float()).sum(-1).mean()
 
 
-def kl(step: Step) -> Tensor:
+def kl(step: Any) -> Tensor:
     """Return the mean cross-entropy of the classes' probabilities with the unadapted backbone's, as an extra term.
 
     Its gradient is that of the divergence from the backbone's answers, by which RL holds a model to its reference.
