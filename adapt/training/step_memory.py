@@ -131,8 +131,6 @@ def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, proc
     """
     step: StepBytes | ChatBytes
     if is_native(model):
-        from adapt.training.step_memory import chat_bytes
-
         step = chat_bytes(model, batches.items, settings.precision)
     else:
         block = batches.block if isinstance(batches, KnownBatches) else None
