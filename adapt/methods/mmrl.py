@@ -128,15 +128,8 @@ class MMRL(Method[ImageStep], StandsAlone):
         known = step.frozen_class_features([self.config.template])
         weight, pull = self.config.weight, self.config.pull
         return {
-            "class_token": weight * _task_loss(step, of_class_token),
-            "tokens": (1 - weight) * _task_loss(step, of_tokens),
+            "class_token": weight * total(step.task_loss(of_class_token)),
+            "tokens": (1 - weight) * total(step.task_loss(of_tokens)),
             "image": pull * (1 - F.cosine_similarity(step.features, step.frozen_features).mean()),
             "text": pull * (1 - F.cosine_similarity(step.class_features, known).mean()),
         }
-
-
-def _task_loss(step: ImageStep, logits: Tensor) -> Tensor:
-    """Return the task's loss of a batch with `logits` in place of the method's."""
-    other = step.again()
-    other.logits = logits
-    return total(other.task_loss())

@@ -144,9 +144,8 @@ class MRL(Nested, Method[ImageStep], Projects):
         """Return the loss of the task at each length, times its importance."""
         terms: Terms = {}
         for length, importance in zip(self.nesting, self.config.importance or [1.0] * len(self.nesting), strict=True):
-            shortened = step.again()
-            shortened.logits = self.logits_at(step, length)
-            terms |= {f"{name}_{length}": importance * term for name, term in shortened.task_loss().items()}
+            shortened = step.task_loss(self.logits_at(step, length))
+            terms |= {f"{name}_{length}": importance * term for name, term in shortened.items()}
         return terms
 
     def check_at_use(self, settings: MRLAtUse) -> None:

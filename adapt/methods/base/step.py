@@ -101,8 +101,15 @@ class Step:
         values = None if self.task is None else self.task.values(self.items)
         return None if values is None else moved(values.float(), self.model.backbone.device)
 
-    def task_loss(self) -> Terms:
-        """Return the loss terms of the task by name. A method may replace these terms or add further terms."""
+    def task_loss(self, logits: Tensor | None = None) -> Terms:
+        """Return the loss terms of the task by name. A method may replace these terms or add further terms.
+
+        If `logits` are given, they take the place of the method's.
+        """
+        if logits is not None:
+            other = self.again()
+            other.logits = logits
+            return other.task_loss()
         task = self.task
         return checked(task.loss(self), f"the task {task.name}") if task else self.class_terms
 
