@@ -44,8 +44,6 @@ class ChatBytes:
     """The approximate memory in bytes of a training step on the longest conversations of a data set."""
 
     noun: ClassVar = "conversations"
-    tokens: int
-    """The number of tokens of the longest conversation."""
     answered: int
     """The largest number of tokens of answers in a conversation."""
     each: int
@@ -77,7 +75,7 @@ def chat_bytes(model: ChatModel, items: Sequence[Item], precision: str, stored: 
     kept, current = sum(count * kept for count, kept, _ in sizes), max(count * now for count, _, now in sizes)
     needed = each * (kept + current) + answered * config.get_text_config().vocab_size * 3 * _FP32
     needed *= items[0].task.rows_of_chats
-    return ChatBytes(tokens, answered, needed)
+    return ChatBytes(answered, needed)
 
 
 def _patches_of_a_token(config: Any) -> float:
