@@ -123,6 +123,8 @@ class Method(nn.Module, Generic[StepT]):
     """Whether the loss contains `step.task_loss()`, of which `train.class_weights` and `train.objective` are."""
     needs_every_class: bool = False
     """Whether every class needs a training image."""
+    per_image: bool = False
+    """Whether class features depend on the image that is being classified."""
     begins_anew: bool = False
     """Whether `prepare` sets the initial values of what trains, so that training cannot continue an earlier adapter."""
 
@@ -153,11 +155,6 @@ class Method(nn.Module, Generic[StepT]):
     @property
     def per_class(self) -> bool:
         """Whether a tensor of the method is specific to the training classes, so that new classes need new training."""
-        return False
-
-    @property
-    def per_image(self) -> bool:
-        """Whether class features depend on the image that is being classified."""
         return False
 
     @property
