@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NotRequired, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ from adapt.common.errors import AdaptError
 if TYPE_CHECKING:
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-    from adapt.backbones.transformers_models import ImageProcessor, Processor
     from adapt.backbones.vision_encoder import VisionEncoder
 
 
@@ -48,17 +47,7 @@ def in_single_precision() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-class BackboneParts(TypedDict):
-    """The arguments of `Backbone` besides its tokenizer."""
-
-    model: nn.Module
-    towers: dict[str, Tower]
-    preprocess: Preprocess
-    name: NotRequired[str | None]
-    eval_transform: NotRequired[Transform | None]
-    export: NotRequired[Callable[[Path, nn.Module], None] | None]
-
-
+@dataclass(kw_only=True, eq=False, repr=False)
 class Backbone:
     """A frozen model with its tokenizer, image preprocessing and towers (transformer stacks).
 
@@ -68,29 +57,19 @@ class Backbone:
 
     kind: ClassVar[str]  # such as dual encoder; methods name the kinds that they serve
     instead: ClassVar[str] = "use another method or another backbone"  # advice where a method does not serve the kind
-    quantization: str | None = None  # nf4 or int8, if the linears in its blocks are quantised
     as_decoded: ClassVar[bool] = False  # whether its processor prepares images, which reach it as they were decoded
     runs_alone = False  # whether its own forward hooks the model, which no other thread may then run
 
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        towers: dict[str, Tower],
-        tokenizer: Any,
-        preprocess: Preprocess,
-        name: str | None = None,
-        eval_transform: Transform | None = None,
-        export: Callable[[Path, nn.Module], None] | None = None,
-    ) -> None:
-        self.model = model
-        self.towers = towers
-        self.tokenizer = tokenizer
-        self.preprocess = preprocess
-        self.name = name
-        self._eval_transform = eval_transform
-        self._export = export
-        self._unchanging: list[list[str]] = []  # inside `unchanging`, a list for the hash; shared with shallow copies
+    model: nn.Module
+    towers: dict[str, Tower]
+    tokenizer: Any
+    preprocess: Preprocess
+    name: str | None = None
+    eval_transform: Transform | None = None  # if not that of `preprocess`
+    write: Callable[[Path, nn.Module], None] | None = None  # what saves a model in its library's format
+    quantization: str | None = field(default=None, init=False)  # nf4 or int8, if its linears are quantised
+    # inside `unchanging`, a list for the hash; shared with shallow copies
+    _unchanging: list[list[str]] = field(default_factory=list, init=False)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         copied = copied_alone(self, self.model, memo)
@@ -117,7 +96,7 @@ class Backbone:
         return timm_images.build(model, name)
 
     @staticmethod
-    def from_transformers(model: nn.Module, processor: Processor | ImageProcessor, name: str | None = None) -> Backbone:
+    def from_transformers(model: nn.Module, processor: Any, name: str | None = None) -> Backbone:
         """Wrap a transformers model and its processor as a backbone.
 
         The result is a `DualEncoder` for CLIP and SigLIP, a `VisionEncoder` for DINOv2, DINOv3, ViT, ConvNeXt and
@@ -160,7 +139,7 @@ class Backbone:
 
         If `train` is true, return the random augmentation of the papers; otherwise return the evaluation transform.
         """
-        transform = self.preprocess.training() if train else self._eval_transform or self.preprocess.evaluation()
+        transform = self.preprocess.training() if train else self.eval_transform or self.preprocess.evaluation()
         return OfUpright(transform) if self.preprocess.turned else transform
 
     def turning(self, turned: bool) -> Self:
@@ -187,17 +166,17 @@ class Backbone:
     @property
     def sees(self) -> tuple[object, ...]:
         """A key that identifies the model and its preprocessing; backbones with equal keys give the same features."""
-        return id(self.model), id(self._eval_transform), self.preprocess
+        return id(self.model), id(self.eval_transform), self.preprocess
 
     def export(self, folder: Path, model: nn.Module) -> None:
         """Save `model`, an edited copy of this backbone's model, to `folder` in the model library's file format."""
-        if self._export is None:
+        if self.write is None:
             raise AdaptError(
                 f"{self.describe()} cannot be exported, because its file format is not known: save the model with its "
                 "own library, or load the backbone by its name or from a folder"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        self._export(folder, model)
+        self.write(folder, model)
 
     @cached_property
     def fingerprint(self) -> fingerprint.Fingerprint:
@@ -255,20 +234,17 @@ class Backbone:
         return self
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ImageEncoder(Backbone):
     """The base class of backbones that map an image to one feature vector, with which classes are compared by cosines.
 
     `encode_image` runs the unmodified forward pass of the model's library.
     """
 
-    heads: tuple[int, int, int] | None = None  # of features of attention heads: layers, heads, and the size of each
-    kept_as: torch.dtype = torch.float32  # the precision of features in the cache
-
-    def __init__(
-        self, *, encode_image: Callable[[Tensor], Tensor], tokenizer: object = None, **parts: Unpack[BackboneParts]
-    ) -> None:
-        super().__init__(tokenizer=tokenizer, **parts)
-        self.encode_image = encode_image  # (b, 3, h, w) -> (b, e)
+    encode_image: Callable[[Tensor], Tensor]  # (b, 3, h, w) -> (b, e)
+    # of features of attention heads: layers, heads, and the size of each
+    heads: tuple[int, int, int] | None = field(default=None, init=False)
+    kept_as: torch.dtype = field(default=torch.float32, init=False)  # the precision of features in the cache
 
     @cached_property
     def embed_dim(self) -> int:
@@ -297,6 +273,7 @@ class ImageEncoder(Backbone):
         return next((module for module in self.model.modules() if isinstance(module, nn.Conv2d)), None)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DualEncoder(ImageEncoder):
     """A CLIP or SigLIP backbone, which maps images and texts to features in one shared space.
 
@@ -305,16 +282,7 @@ class DualEncoder(ImageEncoder):
 
     kind = "dual encoder"
 
-    def __init__(
-        self,
-        *,
-        encode_image: Callable[[Tensor], Tensor],
-        encode_text: Callable[[Tensor], Tensor],
-        tokenizer: object,
-        **parts: Unpack[BackboneParts],
-    ) -> None:
-        super().__init__(encode_image=encode_image, tokenizer=tokenizer, **parts)
-        self.encode_text = encode_text  # (n, context length) -> (n, e)
+    encode_text: Callable[[Tensor], Tensor]  # (n, context length) -> (n, e)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return the token ids `(n, context length)` of `texts`. Raises AdaptError if a text is too long."""

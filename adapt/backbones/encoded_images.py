@@ -18,13 +18,8 @@ from adapt.common.errors import AdaptError
 if TYPE_CHECKING:
     from transformers.utils import ModelOutput
 
-PER_TOKEN = (
-    "input_ids",
-    "attention_mask",
-    "offset_mapping",
-    "mm_token_type_ids",
-    "token_type_ids",
-)  # of what a processor returns
+# of what a processor returns
+PER_TOKEN = ("input_ids", "attention_mask", "offset_mapping", "mm_token_type_ids", "token_type_ids")
 
 
 @dataclass(frozen=True)

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Unpack, cast
+from typing import Any, cast
 
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import BridgeTowerModel, ViltForQuestionAnswering, ViltModel
 
-from adapt.backbones.base import Backbone, BackboneParts
+from adapt.backbones.base import Backbone
 from adapt.backbones.hf import export_folder, preprocess_of
 from adapt.backbones.tower import Block, Form, Projection, Site, Tower
 from adapt.common.errors import AdaptError
 
-if TYPE_CHECKING:
-    from adapt.backbones.transformers_models import Processor
-
 _LONGEST = 40  # the most tokens of a question, as published, unless the model takes fewer
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class FusionEncoder(Backbone):
     """A frozen encoder of image-question pairs; `encode(images, questions)` returns one feature per pair, `(b, d)`.
 
@@ -31,32 +30,23 @@ class FusionEncoder(Backbone):
 
     kind = "fusion encoder"
 
-    def __init__(
-        self,
-        *,
-        encode: Callable[[Tensor, dict[str, Tensor]], Tensor],
-        features: int,
-        longest: int,
-        classifier: nn.Sequential | None = None,
-        answers: tuple[str, ...] = (),
-        tokenizer: object,
-        **parts: Unpack[BackboneParts],
-    ) -> None:
-        super().__init__(tokenizer=tokenizer, **parts)
-        self._encode, self.features, self._longest = encode, features, longest
-        self.classifier, self.answers = classifier, answers  # the model's own head, if it has one
+    forward: Callable[[Tensor, dict[str, Tensor]], Tensor]  # from images and tokens
+    features: int  # values of a feature
+    longest: int  # the most tokens of a question
+    classifier: nn.Sequential | None = None  # the model's own head, if it has one
+    answers: tuple[str, ...] = ()  # its classes
 
     def tokenize(self, questions: Sequence[str]) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask` `(b, l)` of questions. Raises AdaptError for overlong questions."""
         tokens = self.tokenizer(list(questions), padding=True, return_tensors="pt")
-        if tokens["input_ids"].shape[1] > self._longest:
+        if tokens["input_ids"].shape[1] > self.longest:
             longest = questions[int(tokens["attention_mask"].sum(-1).argmax())]
-            raise AdaptError(f"the question {longest!r} has more than {self._longest} tokens: shorten the question")
+            raise AdaptError(f"the question {longest!r} has more than {self.longest} tokens: shorten the question")
         return {key: tokens[key].to(self.device) for key in ("input_ids", "attention_mask")}
 
     def encode(self, images: Tensor, questions: Sequence[str]) -> Tensor:
         """Return features `(b, d)` of images `(b, 3, h, w)` paired with questions, using the library's own forward."""
-        return self._encode(images.to(self.dtype), self.tokenize(questions))
+        return self.forward(images.to(self.dtype), self.tokenize(questions))
 
     def knows(self, answers: Sequence[str]) -> bool:
         """Return whether the model's own classifier has a class for every answer in `answers`."""
@@ -80,9 +70,7 @@ class FusionEncoder(Backbone):
         return nn.Sequential(*layers).to(self.device)
 
 
-def build_vilt(
-    model: ViltForQuestionAnswering | ViltModel, processor: Processor, name: str | None = None
-) -> FusionEncoder:
+def build_vilt(model: ViltForQuestionAnswering | ViltModel, processor: Any, name: str | None = None) -> FusionEncoder:
     """Wrap a `ViltForQuestionAnswering` or `ViltModel` and its processor as a backbone."""
     answering = isinstance(model, ViltForQuestionAnswering)
     vilt = model.vilt if isinstance(model, ViltForQuestionAnswering) else model
@@ -94,13 +82,13 @@ def build_vilt(
         towers={"fusion": Tower("fusion", config.hidden_size, config.num_attention_heads, _MIXED, blocks)},
         tokenizer=processor.tokenizer,
         preprocess=preprocess_of(processor.image_processor, config.image_size, "squash"),
-        encode=partial(_through_vilt, vilt),
+        forward=partial(_through_vilt, vilt),
         features=config.hidden_size,
         longest=min(_LONGEST, config.max_position_embeddings),
         classifier=model.classifier if isinstance(model, ViltForQuestionAnswering) else None,
         answers=tuple(labels[i] for i in range(len(labels))),
         name=name,
-        export=partial(export_folder, [processor.image_processor, processor.tokenizer]),
+        write=partial(export_folder, [processor.image_processor, processor.tokenizer]),
     )
 
 
@@ -120,7 +108,7 @@ def _through_vilt(vilt: ViltModel, images: Tensor, tokens: dict[str, Tensor]) ->
 
 def build_bridgetower(
     model: BridgeTowerModel | transformers.BridgeTowerForContrastiveLearning,
-    processor: Processor,
+    processor: Any,
     name: str | None = None,
 ) -> FusionEncoder:
     """Wrap a BridgeTower model and its processor as a backbone; the text and image cross-modal layers are towers."""
@@ -134,11 +122,11 @@ def build_bridgetower(
         towers={tower.name: tower for tower in towers},
         tokenizer=processor.tokenizer,
         preprocess=preprocess_of(processor.image_processor, config.vision_config.image_size, "squash"),
-        encode=partial(_through_bridgetower, bridge),
+        forward=partial(_through_bridgetower, bridge),
         features=2 * config.hidden_size,
         longest=min(_LONGEST, config.text_config.max_position_embeddings - 2),
         name=name,
-        export=partial(export_folder, [processor.image_processor, processor.tokenizer]),
+        write=partial(export_folder, [processor.image_processor, processor.tokenizer]),
     )
 
 

@@ -40,8 +40,6 @@ from adapt.common.errors import AdaptError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from adapt.backbones.transformers_models import ImageProcessor, Processor
-
 _VisionModel = transformers.CLIPVisionModel | transformers.SiglipVisionModel
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 # types of vision models
@@ -53,7 +51,7 @@ _ROTARY = ("dinov3_vit",)
 _OF_ONE_SIZE = ("clip_vision_model", "ijepa", "siglip_vision_model", "vit", "vit_msn")  # of their positions
 
 
-def build(model: nn.Module, processor: Processor, name: str | None = None) -> DualEncoder:
+def build(model: nn.Module, processor: Any, name: str | None = None) -> DualEncoder:
     """Wrap a transformers `CLIPModel` or `SiglipModel` and its processor as a backbone."""
     if not isinstance(model, transformers.CLIPModel | transformers.SiglipModel):
         raise AdaptError(f"from_transformers got a {type(model).__name__}; expected CLIPModel or SiglipModel")
@@ -86,7 +84,7 @@ def build(model: nn.Module, processor: Processor, name: str | None = None) -> Du
         encode_image=partial(_pooled, model.get_image_features),
         encode_text=partial(_pooled, model.get_text_features),
         name=name,
-        export=partial(export_folder, [processor.image_processor, processor.tokenizer]),
+        write=partial(export_folder, [processor.image_processor, processor.tokenizer]),
     )
 
 
@@ -178,7 +176,7 @@ def _within(module: nn.Module, path: str) -> Any:
 
 
 def preprocess_of(
-    image_processor: ImageProcessor, image_size: int, resize: Literal["shortest", "squash"] | None = None
+    image_processor: Any, image_size: int, resize: Literal["shortest", "squash"] | None = None
 ) -> Preprocess:
     """Convert a transformers image processor to an equivalent `Preprocess`, for a model with square inputs.
 
@@ -201,7 +199,7 @@ def preprocess_of(
     )
 
 
-def _check_settings(image_processor: ImageProcessor, resized_our_way: bool) -> None:
+def _check_settings(image_processor: Any, resized_our_way: bool) -> None:
     setting, unscaled = partial(getattr, image_processor), not image_processor.do_normalize
     filters = ", ".join(f"{number} ({name})" for number, name in _RESAMPLE.items())
     for name, as_expected, expected in (
@@ -229,7 +227,7 @@ def _of_colours(values: object, above: float) -> bool:
     )
 
 
-def _resizing(image_processor: ImageProcessor, image_size: int) -> tuple[Literal["shortest", "squash"], int | None]:
+def _resizing(image_processor: Any, image_size: int) -> tuple[Literal["shortest", "squash"], int | None]:
     """Return how a processor makes images square (shortest or squash), and the resized edge (None for `image_size`)."""
     crops = bool(getattr(image_processor, "do_center_crop", False))
     size, crop = _sides(image_processor.size), _sides(image_processor.crop_size) if crops else {}
@@ -245,7 +243,7 @@ def _resizing(image_processor: ImageProcessor, image_size: int) -> tuple[Literal
     )
 
 
-def _resizes_tensors(image_processor: ImageProcessor, interpolation: str) -> bool:
+def _resizes_tensors(image_processor: Any, interpolation: str) -> bool:
     """Return whether to resize images as torch tensors, like the given image processor, rather than with Pillow.
 
     Torchvision has a Lanczos filter since version 0.27, but no box or Hamming filter. Without a Lanczos filter, the
@@ -263,7 +261,7 @@ def _sides(size: Mapping[str, int | None] | None) -> dict[str, int]:
     return {key: int(value) for key, value in dict(size or {}).items() if value}
 
 
-def build_encoder(model: Any, image_processor: ImageProcessor, name: str | None = None) -> VisionEncoder:
+def build_encoder(model: Any, image_processor: Any, name: str | None = None) -> VisionEncoder:
     """Wrap a transformers vision model and its image processor as a backbone."""
     kind, preprocess = model.config.model_type, _square_preprocess(image_processor)
     if kind in _OF_ONE_SIZE and preprocess.size != model.config.image_size:
@@ -280,11 +278,11 @@ def build_encoder(model: Any, image_processor: ImageProcessor, name: str | None 
         preprocess=preprocess,
         encode_image=partial(_encode, model, kind),
         name=name,
-        export=partial(export_folder, [image_processor]),
+        write=partial(export_folder, [image_processor]),
     )
 
 
-def _square_preprocess(image_processor: ImageProcessor) -> Preprocess:
+def _square_preprocess(image_processor: Any) -> Preprocess:
     """Return how images are prepared, in the size of the processor: the weights may have another (DINOv2)."""
     crops = bool(getattr(image_processor, "do_center_crop", False))
     size = dict(image_processor.crop_size if crops else image_processor.size)

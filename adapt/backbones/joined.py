@@ -7,11 +7,13 @@ the first, in its own size and normalisation, as published (CaFo): one preparati
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.backbones.base import BackboneParts, DualEncoder, ImageEncoder
+from adapt.backbones.base import DualEncoder, ImageEncoder
 from adapt.backbones.preprocess import Repixelled
 from adapt.backbones.vision_encoder import VisionEncoder
 
@@ -36,10 +38,23 @@ class BothEncoders:
         return F.pad(self.first.encode_text(ids).float(), (0, self.widths[1]))
 
 
-class _ReadsAsBoth(ImageEncoder):
-    """The part of a joined backbone that records how the images of both encoders are prepared."""
+class _Joined(ImageEncoder):
+    """Two encoders of images as one backbone, which records how the images of both are prepared.
 
-    both: BothEncoders
+    Its towers cannot be edited.
+    """
+
+    def __init__(self, both: BothEncoders, name: str | None = None, **more: Any) -> None:
+        self.both, first = both, both.first
+        super().__init__(
+            model=nn.ModuleDict({"first": first.model, "second": both.second.model}),
+            towers={},
+            preprocess=first.preprocess,
+            name=name,
+            eval_transform=first.eval_transform,
+            encode_image=both.features,
+            **more,
+        )
 
     def reading(self) -> dict[str, object]:
         return super().reading() | {"second": self.both.second.reading()}
@@ -49,13 +64,11 @@ class _ReadsAsBoth(ImageEncoder):
         return f"{super().content()} {second.size} {second.mean} {second.std}"
 
 
-class JoinedDualEncoder(_ReadsAsBoth, DualEncoder):
-    """A dual encoder and a second encoder of images as one backbone. Its towers cannot be edited."""
+class JoinedDualEncoder(_Joined, DualEncoder):
+    """A dual encoder and a second encoder of images as one backbone."""
 
     def __init__(self, both: BothEncoders, name: str | None = None) -> None:
-        self.both = both
-        tokenizer = both.first.tokenizer
-        super().__init__(encode_image=both.features, encode_text=both.texts, tokenizer=tokenizer, **_parts(both, name))
+        super().__init__(both, name, encode_text=both.texts, tokenizer=both.first.tokenizer)
 
     @property
     def logit_scale(self) -> float:
@@ -70,22 +83,8 @@ class JoinedDualEncoder(_ReadsAsBoth, DualEncoder):
         return self.both.first._parameter
 
 
-class JoinedVisionEncoder(_ReadsAsBoth, VisionEncoder):
-    """Two vision encoders as one backbone. Its towers cannot be edited."""
-
-    def __init__(self, both: BothEncoders, name: str | None = None) -> None:
-        self.both = both
-        super().__init__(encode_image=both.features, **_parts(both, name))
-
-
-def _parts(both: BothEncoders, name: str | None) -> BackboneParts:
-    return {
-        "model": nn.ModuleDict({"first": both.first.model, "second": both.second.model}),
-        "towers": {},
-        "preprocess": both.first.preprocess,
-        "name": name,
-        "eval_transform": both.first._eval_transform,
-    }
+class JoinedVisionEncoder(_Joined, VisionEncoder):
+    """Two vision encoders as one backbone."""
 
 
 def joined(first: ImageEncoder, second: ImageEncoder, name: str | None = None) -> ImageEncoder:

@@ -87,14 +87,14 @@ class NativeVLM(Backbone):
     """A vision-language model of transformers with its own connector, and with its processor.
 
     Its towers are `vision`, `connector` (of the linear maps in `connectors`, if there are some) and `decoder` (of the
-    decoder's `layers`). `question` asks for the class of an image, for which the model
-    has no prompt of its own. `independent` says that an image becomes the same tokens whatever other images are in the
+    decoder's `layers`). `independent` says that an image becomes the same tokens whatever other images are in the
     conversation, and `stacked` that the connector's output of all images is one tensor.
     """
 
     kind = "native VLM"
     instead = "use its last state, last:BACKBONE, or a method such as lora"
     as_decoded = True
+    question: str = "What is in the image?"  # about the class of an image, for which the model has no prompt of its own
 
     def __init__(
         self,
@@ -105,7 +105,6 @@ class NativeVLM(Backbone):
         layers: nn.ModuleList,
         name: str | None = None,
         bound: Bound | None = None,
-        question: str = "What is in the image?",
         independent: bool = True,
         stacked: bool = False,
     ) -> None:
@@ -121,7 +120,7 @@ class NativeVLM(Backbone):
         self.vlm: Any = model  # a `PreTrainedModel` that can also `generate`
         self.processor: Any = processor
         self._given: Any = processor  # as it was before any budget of pixels
-        self.question, self._bound, self._independent, self._stacked = question, bound, independent, stacked
+        self._bound, self._independent, self._stacked = bound, independent, stacked
         self._marks: dict[tuple[str, tuple[tuple[int, int], ...]], list[ImageMarks]] = {}  # by preparation and sizes
         self._apart: tuple[AbstractContextManager[object], Any] | None = None
         self._check_template()

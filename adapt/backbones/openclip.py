@@ -53,7 +53,7 @@ def build(
         encode_text=model.encode_text,
         name=name,
         eval_transform=preprocess,
-        export=None if config is None else partial(_export, config, tokenizer),
+        write=None if config is None else partial(_export, config, tokenizer),
     )
 
 

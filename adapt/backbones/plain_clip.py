@@ -171,18 +171,19 @@ def load(folder: Path, name: str | None, tensors: bool) -> DualEncoder | None:
     later = torch.full((model.context_length,) * 2, float("-inf")).triu_(1)  # added to the scores of tokens that follow
     model.register_buffer("attn_mask", later, persistent=False)
     pixels = config.preprocess_cfg
+    preprocess = Preprocess(pixels.size, pixels.mean, pixels.std, pixels.interpolation)
     text = text_tower(model, Form(causal=True, pooling="end"))
     vision = vision_tower(model.visual, "class", _pooled)
     return DualEncoder(
         model=model.eval(),
         towers={tower.name: tower for tower in (text, vision)},
         tokenizer=tokenizer,
-        preprocess=Preprocess(pixels.size, pixels.mean, pixels.std, pixels.interpolation),
+        preprocess=preprocess,
         encode_image=model.encode_image,
         encode_text=model.encode_text,
         name=name,
-        eval_transform=Pillow(pixels.size, pixels.mean, pixels.std, pixels.interpolation),
-        export=partial(_export, config, tokenizer),
+        eval_transform=Pillow(preprocess),
+        write=partial(_export, config, tokenizer),
     )
 
 
@@ -326,19 +327,16 @@ class PlainCLIP(nn.Module):
 class Pillow:
     """The evaluation transform of open_clip, by Pillow alone: resize the shorter edge, crop the centre, normalise."""
 
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
+    preprocess: Preprocess
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the pixels `(3, size, size)` of an image, with a mean of 0 and a deviation of 1 on CLIP's images."""
-        size, (width, height) = self.size, image.size
+        size, (width, height) = self.preprocess.size, image.size
         resized = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
         if resized != image.size:
-            image = image.resize(resized, _FILTERS[self.interpolation])
+            image = image.resize(resized, _FILTERS[self.preprocess.interpolation])
         left, top = (round((edge - size) / 2) for edge in resized)
         image = image.crop((left, top, left + size, top + size)).convert("RGB")
         pixels = torch.from_numpy(numpy.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
-        mean, std = (torch.tensor(each)[:, None, None] for each in (self.mean, self.std))
+        mean, std = (torch.tensor(each)[:, None, None] for each in (self.preprocess.mean, self.preprocess.std))
         return pixels.sub_(mean).div_(std)

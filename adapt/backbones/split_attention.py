@@ -56,14 +56,21 @@ def attend(
     value: Tensor,
     need_weights: bool = False,
     attn_mask: Tensor | None = None,
+    weights: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, None]:
-    """Return what an `nn.MultiheadAttention` does, by separate layers q, k, v and out, and None for its weights."""
+    """Return what an `nn.MultiheadAttention` does, by separate layers q, k, v and out, and None for its weights.
+
+    In place of a mask and a softmax, `weights` may map scaled scores `(b, h, l, l)` to attention weights.
+    """
     if not batch_first:
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))
     q, k, v = (
         linears[letter](x).unflatten(-1, (heads, -1)).transpose(1, 2) for letter, x in zip("qkv", (query, key, value))
     )
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask)
+    if weights is None:
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask)
+    else:
+        mixed = weights(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)) @ v
     out = linears["out"](mixed.transpose(1, 2).flatten(2))
     return out if batch_first else out.transpose(0, 1), None
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from adapt.backbones import families
 from adapt.backbones.base import Backbone
@@ -12,32 +11,10 @@ from adapt.backbones.sources import fetching
 from adapt.common.errors import AdaptError, nearest
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from adapt.backbones.families.base import Family
-
-
-class ImageProcessor(Protocol):
-    """The settings of a transformers image processor that determine the pixel values of a model's input."""
-
-    resample: int
-    do_normalize: bool
-    image_mean: Sequence[float]
-    image_std: Sequence[float]
-    size: Mapping[str, int | None]
-    crop_size: Mapping[str, int | None]
-
-    def save_pretrained(self, folder: Path) -> object: ...
-
-
-class Processor(Protocol):
-    """A transformers processor, or any other object with a `tokenizer` and an `image_processor`."""
-
-    tokenizer: PreTrainedTokenizerBase
-    image_processor: ImageProcessor
 
 
 def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
@@ -117,8 +94,12 @@ def whole(kind: Any, source: str, *, exact: bool = False, **options: object) -> 
     return loaded
 
 
-def build(model: nn.Module, processor: Processor | ImageProcessor, name: str | None = None) -> Backbone:
-    """Wrap a transformers model and its processor as a backbone. Raises AdaptError for an unsupported type of model."""
+def build(model: nn.Module, processor: Any, name: str | None = None) -> Backbone:
+    """Wrap a transformers model and its processor as a backbone. Raises AdaptError for an unsupported type of model.
+
+    The processor is that of transformers, or any other object with a `tokenizer` and an `image_processor`; for a model
+    of images alone, the image processor is enough.
+    """
     kind: str | None = getattr(getattr(model, "config", None), "model_type", None)
     known = families.of_model_types()
     if kind not in known:
@@ -126,30 +107,24 @@ def build(model: nn.Module, processor: Processor | ImageProcessor, name: str | N
             f"from_transformers got a {type(model).__name__}; expected a model of type {', '.join(sorted(known))} (for "
             "open_clip models use Backbone.from_open_clip)"
         )
-    if not known[kind].reads_texts:
+    given = "no processor" if processor is None else f"a {type(processor).__name__}"
+    if known[kind].reads_texts:
+        missing = [part for part in ("tokenizer", "image_processor") if getattr(processor, part, None) is None]
+        advice = (
+            "transformers.AutoProcessor.from_pretrained(NAME), or any object with a tokenizer and an image_processor"
+        )
+    else:
         if type(model).__name__ not in (classes := known[kind].model_types[kind]):
             raise AdaptError(
                 f"from_transformers got a {type(model).__name__}; expected {' or '.join(classes)}: load the model by "
                 "that class, without its head"
             )
-        return known[kind].build(model, _image_processor(processor, model), name)
-    missing = [part for part in ("tokenizer", "image_processor") if getattr(processor, part, None) is None]
+        processor = getattr(processor, "image_processor", processor)
+        missing = [] if hasattr(processor, "image_mean") else ["its image processor"]
+        advice = "transformers.AutoImageProcessor.from_pretrained(NAME)"
     if missing:
-        given = "no processor" if processor is None else f"a {type(processor).__name__}"
         raise AdaptError(
             f"from_transformers got {given} for the {type(model).__name__}, but needs {' and '.join(missing)}: give "
-            "transformers.AutoProcessor.from_pretrained(NAME), or any object with a tokenizer and an image_processor"
+            f"{advice}"
         )
     return known[kind].build(model, processor, name)
-
-
-def _image_processor(processor: object, model: nn.Module) -> object:
-    """Return the image processor, which a whole processor contains. Raises AdaptError for anything else."""
-    found = getattr(processor, "image_processor", processor)
-    if not hasattr(found, "image_mean"):
-        given = "no processor" if processor is None else f"a {type(processor).__name__}"
-        raise AdaptError(
-            f"from_transformers got {given} for the {type(model).__name__}, but needs its image processor: give "
-            "transformers.AutoImageProcessor.from_pretrained(NAME)"
-        )
-    return found

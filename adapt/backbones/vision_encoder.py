@@ -5,6 +5,9 @@ Features of class names are replaced by mean features of training images, which 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +17,7 @@ from adapt.backbones.base import DualEncoder, ImageEncoder
 SCALE = 1 / 0.07  # of cosines; the temperature of DINOv2's nearest neighbours, and of CLIP before its training
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class VisionEncoder(ImageEncoder):
     """A backbone of images alone, such as DINOv2, whose classes are known by their training images.
 
@@ -24,6 +28,8 @@ class VisionEncoder(ImageEncoder):
     kind = "vision encoder"
     instead = "use a method that reads no class names, such as linear_probe without method.words, or a dual encoder"
 
+    tokenizer: Any = None
+
     @classmethod
     def of(cls, whole: DualEncoder, name: str | None = None) -> VisionEncoder:
         """Return the image half of a dual encoder. Its model stays whole, and its texts are not read."""
@@ -33,7 +39,7 @@ class VisionEncoder(ImageEncoder):
             preprocess=whole.preprocess,
             encode_image=whole.encode_image,
             name=name,
-            eval_transform=whole._eval_transform,
+            eval_transform=whole.eval_transform,
         )
 
     @property

@@ -75,7 +75,7 @@ class VisionLLM(Backbone):
             tokenizer=tokenizer,
             preprocess=vision.preprocess,
             name=name,
-            eval_transform=vision._eval_transform,
+            eval_transform=vision.eval_transform,
         )
         self.llm: Any = llm  # a `PreTrainedModel` that can also `generate`
         self.patch_block = patch_block
@@ -109,9 +109,8 @@ class VisionLLM(Backbone):
 
     def patch_shape(self) -> tuple[int, int]:
         """Return the number of patches per image and the width of a patch feature, measured by one forward pass."""
-        size = self.preprocess.size
         with torch.inference_mode():
-            _, count, width = self.patches(torch.zeros(1, 3, size, size, device=self.device)).shape
+            _, count, width = self.patches(self.blank()).shape
         return count, width
 
     def text_tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -55,14 +55,8 @@ TRIALS, HALVINGS = 10, 3  # of a learning curve: random halves, halves of these,
 SMALL = 2**25  # images times features times classes, up to which one thread is quicker than two
 PILOT = 8  # a training through a tower is first tried for this fraction of its steps
 _NO_WARM_UP: dict[str, object] = {"warmup": 0.0, "warmup_epochs": 0, "average": None}  # a short training has no time
-_PROBE: dict[str, object] = {  # a few steps, whatever the recipe's schedule
-    "epochs": None,
-    "iterations": 5,
-    "iterations_per_shot": None,
-    "schedule": "constant",
-    "warmup": 0.0,
-    "average": None,
-}
+# a few steps, whatever the recipe's schedule
+_PROBE = _NO_WARM_UP | {"epochs": None, "iterations": 5, "iterations_per_shot": None, "schedule": "constant"}
 
 
 @dataclass(frozen=True)

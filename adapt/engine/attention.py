@@ -1,13 +1,12 @@
-"""Packing of many classes' prompts into one sequence, and self-attention from separate q, k and v projections.
+"""Packing of many classes' prompts into one sequence, and its self-attention.
 
-The prefix that all classes share comes once, then all suffixes sorted by length. Attention serves packed prompts, and
-edits that replace the softmax.
+The prefix that all classes share comes once, then all suffixes sorted by length. An edit may replace the softmax.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -105,15 +104,6 @@ def _causal_mask(tokens: Sequence[tuple[Prompt, int, int]], prefix: int, device:
     related = (classes[:, None] == classes) | (rows < prefix)
     seen = related & (rows <= rows[:, None])
     return torch.zeros(seen.shape, dtype=torch.float32, device=device).masked_fill(~seen, float("-inf"))
-
-
-def weighted_attention(
-    linears: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, heads: int, weights: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Return self-attention for `x` `(b, l, d)`; `weights` maps scaled scores `(b, h, l, l)` to attention weights."""
-    q, k, v = (linears[letter](x).unflatten(-1, (heads, -1)).transpose(1, 2) for letter in "qkv")
-    mixed = weights(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)) @ v
-    return linears["out"](mixed.transpose(1, 2).flatten(2))
 
 
 def prefix_suffix_attention(

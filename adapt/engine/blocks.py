@@ -28,12 +28,8 @@ from adapt.engine.plan import Plan
 
 Structure = list[tuple[int, bool]]  # the identity of each module, and whether it has hooks or another forward
 HOOKED = "hooks, or a forward of its own, are on a module, and only the library's forward calls it"
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)  # including those with keywords
+# including those with keywords
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def structure(backbone: Backbone, name: str) -> Structure:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
+from adapt.backbones.base import ImageEncoder
 from adapt.backbones.locks import alone, frozen
 from adapt.backbones.split_attention import attend
 from adapt.backbones.tower import NORMS, Block, BlockOutput, Site, Tower, check_parts, tokens_of
@@ -26,7 +27,6 @@ from adapt.common.errors import AdaptError
 from adapt.common.untraced import untraced
 from adapt.edits import Edit, LowRank, Parallel, Replace
 from adapt.engine import tokens
-from adapt.engine.attention import weighted_attention
 from adapt.engine.plan import Plan, plan
 from adapt.prompts import Prompt
 
@@ -263,9 +263,7 @@ def _weighted(
 ) -> BlockOutput:
     """Return self-attention with weights computed by an edit, which also applies the mask in place of the library."""
     x = next(inputs[name] for name in ("hidden_states", "query", "x") if name in inputs) if x is None else x
-    x = x if block.batch_first else x.transpose(0, 1)
-    out = weighted_attention(linears, x, heads, weights)
-    out = out if block.batch_first else out.transpose(0, 1)
+    out, _ = attend(linears, heads, block.batch_first, x, x, x, weights=weights)
     return (out, None) if block.attn_returns_weights else out
 
 
@@ -378,6 +376,13 @@ def watched(model: nn.Module, towers: Mapping[str, Tower], names: Collection[str
 
             stack.enter_context(block.module.register_forward_hook(keep))
         yield seen
+
+
+def token_count(backbone: ImageEncoder) -> int:
+    """Return the number of tokens of an image in the unedited vision tower, measured in one forward pass."""
+    with watched(backbone.model, backbone.towers, ["vision.0"]) as seen, torch.inference_mode():
+        backbone.encode_image(backbone.blank())
+    return int(seen["vision.0"][0].shape[1])
 
 
 # of transformers: attention, then an MLP, each behind a norm and added to its input

@@ -105,7 +105,7 @@ def import_published(
     """
     cls, given = methods.find(method), dict(settings or {})
     if not issubclass(cls, ReadsPublished):
-        raise unpublished(cls)
+        unpublished(cls, {}, given)
     state = tensor_file.read(Path(path)) if Path(path).suffix == ".safetensors" else read_dassl(path)
     try:
         tensors, recorded = cls.published(state, given)

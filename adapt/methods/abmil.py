@@ -20,18 +20,16 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
 from adapt.data.bags import bag_softmax
-from adapt.methods.base import ImageStep, Method, MethodConfig
+from adapt.methods.base import ImageStep, Method
 from adapt.methods.base.traits import PoolsBags
-from adapt.methods.zero_shot import Templates
+from adapt.methods.zero_shot import TemplatesConfig
 
 
-class ABMILConfig(MethodConfig):
+class ABMILConfig(TemplatesConfig):
     gated: bool = False
     """Multiply each hidden value by a learned gate between 0 and 1."""
     hidden: int = Field(default=128, ge=1)
     """The width of the attention's hidden layer."""
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged."""
 
 
 class ABMIL(Method[ImageStep], PoolsBags):

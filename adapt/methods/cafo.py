@@ -22,17 +22,17 @@ from torch import Tensor
 from adapt.backbones.base import ImageEncoder
 from adapt.backbones.joined import JoinedDualEncoder
 from adapt.common.errors import AdaptError
-from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Training
+from adapt.methods.base import Choice, Grid, ImageStep, Method, Training
 from adapt.methods.base.traits import KeepsLabels
 from adapt.methods.tip_adapter import table_logits
-from adapt.methods.zero_shot import Templates
+from adapt.methods.zero_shot import TemplatesConfig
 
 ALPHAS = tuple(10.0 ** (k / 4) for k in range(-4, 7))  # 0.1 to 32
 BETAS = tuple(2.0 ** (k / 2) for k in range(-2, 9))  # 0.5 to 16
 LEAST = 1e-12  # added to the variance of a row, which may be constant
 
 
-class CaFoConfig(MethodConfig):
+class CaFoConfig(TemplatesConfig):
     train: bool = False
     """Whether the keys, once computed from the images, are also trained."""
     views: int = Field(default=10, ge=0)
@@ -41,8 +41,6 @@ class CaFoConfig(MethodConfig):
     """Weight of the tables beside the zero-shot logits; null lets the data choose (0.1 to 32)."""
     beta: float | None = Field(default=None, gt=0)
     """Sharpness of the similarity; null lets the data choose (0.5 to 16)."""
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged."""
     keys: int | None = Field(default=None, ge=1)
     """The number of images in the tables; training sets it."""
 
@@ -64,10 +62,6 @@ class CaFo(Method[ImageStep], Grid, KeepsLabels):
     at_answer = frozenset({"alpha", "beta"})
     first: Tensor
     second: Tensor
-
-    @property
-    def takes_steps(self) -> bool:
-        return bool(self.config.train)
 
     def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         if not isinstance(backbone, JoinedDualEncoder):

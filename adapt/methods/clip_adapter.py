@@ -14,17 +14,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.methods.base import ImageStep, Method, MethodConfig
-from adapt.methods.zero_shot import Templates
+from adapt.methods.base import ImageStep, Method
+from adapt.methods.zero_shot import TemplatesConfig
 
 
-class CLIPAdapterConfig(MethodConfig):
+class CLIPAdapterConfig(TemplatesConfig):
     ratio: float = Field(default=0.2, gt=0, le=1)
     """The network's share in the mixed features."""
     reduction: int = Field(default=4, ge=1)
     """The ratio of the features' size to that of the hidden layer."""
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged."""
 
 
 class CLIPAdapter(Method[ImageStep]):

@@ -27,10 +27,10 @@ from adapt.backbones.tower import Projection, Tower
 from adapt.common.devices import doubled
 from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Replace
-from adapt.methods.base import Context, Method, MethodConfig, Step
+from adapt.methods.base import Context, Method, Step
 from adapt.methods.base.places import Place, Projections, check_mergeable, owner_of, places
 from adapt.methods.base.traits import ChecksAdapter, InsideBlocks, Merges
-from adapt.methods.zero_shot import Template
+from adapt.methods.zero_shot import TemplateConfig
 
 MODULES = {  # the reference's names, as far as it has such projections
     "q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "out": "attn.proj", "fc1": "mlp.c_fc",
@@ -40,15 +40,13 @@ PREFIXES = {"text": "transformer.resblocks", "vision": "visual.transformer.resbl
 TOLERANCE = 1e-4  # of the largest singular value, within which two decompositions are of the same weight
 
 
-class CLIPSVDConfig(MethodConfig):
+class CLIPSVDConfig(TemplateConfig):
     projections: Projections = "all"
     """The adapted projections: names, or all that each tower has, which are q, k, v, out, fc1 and fc2 in CLIP."""
     towers: tuple[Literal["text", "vision"], ...] = ("text", "vision")
     """The adapted towers."""
     blocks: tuple[int, int] | None = None
     """The first block and the one after the last; by default all blocks."""
-    template: Template = "a photo of a {}."
-    """The prompt, with {} for the class name."""
     logit_scale: float | None = Field(default=100.0, gt=0)
     """A constant scale of the logits, as published; null means the backbone's own."""
 
@@ -81,7 +79,7 @@ class CLIPSVD(Method[Step], ChecksAdapter, InsideBlocks, Merges):
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         return [
-            Replace(block, letter, _Composed(self._factors((name, block, letter)).weight(), projection.bias))
+            Replace(block, letter, Composed(self._factors((name, block, letter)).weight(), projection.bias))
             for (name, block, letter), projection in self._projections.items()
             if name == tower.name
         ]
@@ -143,8 +141,8 @@ class _Factors(nn.Module):
             return self._u * self.vector_S @ self._v
 
 
-class _Composed(nn.Module):
-    """A linear layer with the weight `(out, in)` of the current call and the frozen bias."""
+class Composed(nn.Module):
+    """A linear layer with the weight `(out, in)` of the current call and a frozen bias, or none."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()

@@ -90,6 +90,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
         self.tasks = frozenset.intersection(*(part.tasks for part in parts))
         self.learns_any_step = all(part.learns_any_step for part in parts)
         self.weighs_classes = all(part.weighs_classes for part in parts)
+        self.per_image = any(part.per_image for part in parts)
         self.needs_every_class = any(part.needs_every_class for part in parts)
         self.begins_anew = any(part.begins_anew for part in parts)
         for name, part in self.parts.items():
@@ -143,10 +144,6 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
     @property
     def per_class(self) -> bool:
         return any(part.per_class for part in self.parts.values())
-
-    @property
-    def per_image(self) -> bool:
-        return any(part.per_image for part in self.parts.values())
 
     @property
     def owns_prompts(self) -> bool:

@@ -18,7 +18,7 @@ here is "CTP + TFT as in the paper". The claims of the abstract, and our choices
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context
-from adapt.methods.base.traits import Imported, unpublished
+from adapt.methods.base.traits import unpublished
 from adapt.methods.cocoop import CoCoOp, CoCoOpConfig
 from adapt.methods.zero_shot import Template
 
@@ -51,10 +51,7 @@ class CTPTFT(CoCoOp):
     title = "CTP + TFT, our reading of the abstract (Long et al., ICCV 2023)"
     Config = CTPTFTConfig
     reads = frozenset({"images", "tokens"})
-
-    @classmethod
-    def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
-        raise unpublished(cls)  # CoCoOp's checkpoints do not fit
+    published = classmethod(unpublished)  # CoCoOp's checkpoints do not fit
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         super().build(backbone, class_names)

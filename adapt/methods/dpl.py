@@ -26,7 +26,7 @@ choices:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -39,7 +39,7 @@ from adapt.backbones.tower import Tower
 from adapt.common.errors import AdaptError
 from adapt.edits import Attention, Edit
 from adapt.methods.base import Context
-from adapt.methods.base.traits import Imported, unpublished
+from adapt.methods.base.traits import unpublished
 from adapt.methods.ivlp import IVLP, IVLPConfig
 
 Strengths = tuple[float, float, float, float]
@@ -93,10 +93,7 @@ class DPL(IVLP):
     Config = DPLConfig
     published_share = 0.75
     example = {"depth_text": 1, "depth_vision": 1, "mix": "learned", "p_to_x": 2.0, "reads_names": True}
-
-    @classmethod
-    def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
-        raise unpublished(cls)  # IVLP's checkpoints do not fit
+    published = classmethod(unpublished)  # IVLP's checkpoints do not fit
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         super().build(backbone, class_names)

@@ -23,16 +23,16 @@ from torch import Tensor
 from adapt.backbones.base import ImageEncoder
 from adapt.common.devices import doubled
 from adapt.common.errors import AdaptError
-from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Training
+from adapt.methods.base import Choice, Grid, ImageStep, Method, Training
 from adapt.methods.base.plain_classifier import against_covariance, class_means
 from adapt.methods.base.training import rows_of
-from adapt.methods.zero_shot import Templates
+from adapt.methods.zero_shot import TemplatesConfig
 
 ALPHAS = tuple(10.0**k for k in range(-4, 4))
 TEXT_COPIES = 16  # weight of a new class's text feature, in neighbours
 
 
-class GDAConfig(MethodConfig):
+class GDAConfig(TemplatesConfig):
     views: int = Field(default=10, ge=0)
     """Random views of each training image, all used; 0 uses the image as it is."""
     alpha: float | None = Field(default=None, ge=0)
@@ -44,8 +44,6 @@ class GDAConfig(MethodConfig):
     """Whether the adapter serves other class names, for which it holds the training features."""
     neighbours: int = Field(default=64, ge=1)
     """The number of training features nearest to a new class's text that model the class."""
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged."""
     rows: int | None = Field(default=None, ge=1)
     """The number of features in the adapter; training sets it."""
 

@@ -18,7 +18,7 @@ Deviations:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -31,7 +31,7 @@ from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep, Terms, Training
 from adapt.methods.base.descriptors import Descriptors, HoldsDescriptors
 from adapt.methods.base.method import LearnsAside
-from adapt.methods.base.traits import Imported, unpublished
+from adapt.methods.base.traits import unpublished
 from adapt.methods.ivlp import IVLP, IVLPConfig
 from adapt.methods.zero_shot import Template
 
@@ -69,14 +69,11 @@ class HiCroPL(LearnsAside, IVLP, HoldsDescriptors):
     serves = ("dual encoder",)
     learns_any_step = True
     example = {"n_ctx_text": 4, "n_ctx_vision": 3, "depth_text": 2, "depth_vision": 2}
+    published = classmethod(unpublished)  # their answers change from call to call
 
     def __init__(self, **config: object) -> None:
         super().__init__(**config)
         self.begins_anew = self.config.flow == "trained"  # new networks would undo the prompts of an adapter
-
-    @classmethod
-    def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
-        raise unpublished(cls)  # their answers change from call to call
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         super().build(backbone, class_names)

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.methods.base import ImageStep, Terms
-from adapt.methods.base.traits import Imported, learned
+from adapt.methods.base.traits import Imported
 from adapt.methods.coop import CoOp, CoOpConfig
 from adapt.methods.zero_shot import Template
 
@@ -41,8 +41,7 @@ class KgCoOp(CoOp):
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
-        ctx = learned(state)["ctx"]
-        return {"ctx": ctx}, {"n_ctx": ctx.shape[-2], "ctx_init": "", "class_specific": False}
+        return super().published({"ctx": state["ctx"]}, given)
 
     def loss(self, step: ImageStep) -> Terms:
         hand_written = step.frozen_class_features([self.config.template])

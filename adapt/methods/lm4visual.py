@@ -31,14 +31,14 @@ from adapt.backbones.families.two_models import language_model
 from adapt.backbones.tower import Tower, tokens_of
 from adapt.common.errors import AdaptError
 from adapt.edits import After, Edit
-from adapt.methods.base import Context, ImageStep, Method, MethodConfig
+from adapt.methods.base import Context, ImageStep, Method
 from adapt.methods.base.method import HoldsAside
-from adapt.methods.zero_shot import Template
+from adapt.methods.zero_shot import TemplateConfig
 
 _EPS = 1e-6  # of the norm behind the block
 
 
-class LM4VisualConfig(MethodConfig):
+class LM4VisualConfig(TemplateConfig):
     llm: str = Field(default="mini-lm", min_length=1)
     """The language model that lends a block: mini-lm, hf:NAME or a folder."""
     block: int = -1
@@ -47,8 +47,6 @@ class LM4VisualConfig(MethodConfig):
     """Whether the block's output is added to the tower's tokens, by a weight from 0, instead of replacing them."""
     fingerprint: str | None = None
     """The block's identity, which is set when the block is first loaded; another one by the same name is refused."""
-    template: Template = "a photo of a {}."
-    """The prompt, with {} for the class name."""
 
 
 class LM4Visual(HoldsAside, Method[ImageStep]):

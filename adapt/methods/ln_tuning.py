@@ -21,16 +21,14 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Tower
 from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Replace
-from adapt.methods.base import Context, Method, MethodConfig, Step
+from adapt.methods.base import Context, Method, Step
 from adapt.methods.base.traits import InsideBlocks
-from adapt.methods.zero_shot import Templates
+from adapt.methods.zero_shot import TemplatesConfig
 
 NORMS = {"norm1": "ln_1", "norm2": "ln_2"}  # the names in CLIP's own state
 
 
-class LNTuningConfig(MethodConfig):
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged."""
+class LNTuningConfig(TemplatesConfig):
     towers: tuple[Literal["text", "vision"], ...] = Field(default=("text", "vision"), min_length=1)
     """The tuned towers."""
 

@@ -34,7 +34,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.tower import TowerName
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
-from adapt.engine.hooks import watched
+from adapt.engine.hooks import token_count
 from adapt.methods.base import ImageStep, Terms, Training
 from adapt.methods.base.method import LearnsAside
 from adapt.methods.base.traits import Reports
@@ -91,7 +91,7 @@ class Locality(LearnsAside, LoRA[ImageStep], Reports):
                 f"{type(tower.final_norm).__name__}; expected two blocks or more, and a layer norm at the end"
             )
         self._blocks, self._norm = len(tower.blocks), (deepcopy(tower.final_norm).float(),)  # in no adapter
-        self._tokens = _tokens(backbone)
+        self._tokens = token_count(backbone)
         self._patches = isqrt(self._tokens) ** 2  # images are square, and other tokens stand before the patches
         width, act = self.config.decoder_width or tower.width, tower.blocks[0].act
         heads = max(each for each in range(1, tower.heads + 1) if width % each == 0)
@@ -213,12 +213,3 @@ def hidden(images: Tensor, masks: Tensor) -> Tensor:
     grid = masks.unflatten(-1, (side, side)).repeat_interleave(height, -2).repeat_interleave(width, -1)
     shown = F.pad(grid, (0, images.shape[-1] - side * width, 0, images.shape[-2] - side * height))
     return images[:, None] * shown[:, :, None].to(images.dtype)
-
-
-def _tokens(backbone: DualEncoder) -> int:
-    """Return the number of tokens of the vision tower."""
-    size = backbone.preprocess.size
-    images = torch.zeros(1, 3, size, size, device=backbone.device, dtype=backbone.dtype)
-    with watched(backbone.model, backbone.towers, ["vision.0"]) as seen, torch.no_grad():
-        backbone.encode_image(images)
-    return int(seen["vision.0"][0].shape[1])

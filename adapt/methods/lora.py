@@ -34,12 +34,12 @@ from adapt.backbones.split_attention import StandIn, ViewedWeight
 from adapt.backbones.tower import Projection, Tower, TowerName
 from adapt.common.errors import AdaptError, nearest
 from adapt.edits import Edit, Replace
-from adapt.methods.base import KINDS, Context, Method, MethodConfig, Mixture
+from adapt.methods.base import KINDS, Context, Method, Mixture
 from adapt.methods.base.method import StepT
 from adapt.methods.base.mixture import Mixes
 from adapt.methods.base.places import Letter, Place, Projections, check_mergeable, owner_of, places
 from adapt.methods.base.traits import InsideBlocks, Merges
-from adapt.methods.zero_shot import Template
+from adapt.methods.zero_shot import TemplateConfig
 
 logger = logging.getLogger("adapt")
 Factors = tuple[Tensor, Tensor]  # A `(r, in)` and B `(out, r)`
@@ -63,7 +63,7 @@ _OWNED = {
 _PUBLISHED = {"rank": 2, "alpha": 1.0, "dropout": 0.25}  # CLIP-LoRA's
 
 
-class LoRAConfig(MethodConfig):
+class LoRAConfig(TemplateConfig):
     published: ClassVar[dict[str, Any]] = _PUBLISHED
     """The defaults of the plain tuner."""
     rank: int | None = Field(default=None, ge=1)
@@ -78,8 +78,6 @@ class LoRAConfig(MethodConfig):
     """The adapted towers."""
     blocks: tuple[int, int] | None = None
     """The first block and the one after the last; by default all blocks."""
-    template: Template = "a photo of a {}."
-    """The prompt, with {} for the class name."""
     logit_scale: float | None = Field(default=100.0, gt=0)
     """A constant scale of the logits, as published; null means the backbone's own."""
     input_gradient: bool | None = None

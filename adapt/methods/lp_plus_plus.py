@@ -20,23 +20,21 @@ from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
 from adapt.common.devices import doubled
-from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Training
+from adapt.methods.base import Encoded, ImageStep, Method, Training
 from adapt.methods.base.plain_classifier import class_means
 from adapt.methods.base.training import rows_of
-from adapt.methods.zero_shot import Templates
+from adapt.methods.zero_shot import TemplatesConfig
 
 TEXT = 250.0  # times the mean cosine of images with their own class: the initial multipliers
 EVERY = 10  # epochs between two updates of the multipliers
 MOMENTUM = 0.9
 
 
-class LPPlusPlusConfig(MethodConfig):
+class LPPlusPlusConfig(TemplatesConfig):
     views: int = Field(default=1, ge=0)
     """Random views of each training image, all used; 0 uses the image as it is."""
     epochs: int = Field(default=300, ge=1)
     """The number of steps, each over all images."""
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged."""
 
 
 class LPPlusPlus(Method[ImageStep]):

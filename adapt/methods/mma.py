@@ -18,21 +18,19 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Tower
 from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Parallel
-from adapt.methods.base import Context, ImageStep, Method, MethodConfig
-from adapt.methods.zero_shot import Template
+from adapt.methods.base import Context, ImageStep, Method
+from adapt.methods.zero_shot import TemplateConfig
 
 _TOWERS = {"text": "text_adapter", "vision": "visual_adapter"}  # the names in the reference
 
 
-class MMAConfig(MethodConfig):
+class MMAConfig(TemplateConfig):
     blocks: tuple[int, int] | None = None
     """The first and the last block with an adapter, counted from 1; by default the last two thirds."""
     dim: int = Field(default=32, ge=1)
     """The width of the adapters and of the shared layer."""
     scale: float = Field(default=0.001, gt=0)
     """The scale of an adapter's output. The adapter's own tensors, and only they, learn as if it were 1."""
-    template: Template = "a photo of a {}."
-    """The prompt, with {} for the class name."""
 
 
 class MMA(Method[ImageStep]):

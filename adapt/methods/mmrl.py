@@ -26,15 +26,15 @@ from torch import Tensor, nn
 from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
-from adapt.methods.base import Context, ImageStep, Method, MethodConfig, Terms, Training, total
+from adapt.methods.base import Context, ImageStep, Method, Terms, Training, total
 from adapt.methods.base.places import check_depth
 from adapt.methods.base.traits import StandsAlone, configure
-from adapt.methods.zero_shot import Template
+from adapt.methods.zero_shot import TemplateConfig
 
 _TOWERS = {"text": "compound_rep_tokens_r2tproj", "vision": "compound_rep_tokens_r2vproj"}  # names in the reference
 
 
-class MMRLConfig(MethodConfig):
+class MMRLConfig(TemplateConfig):
     tokens: int = Field(default=5, ge=1)
     """The number of tokens in the shared space."""
     width: int = Field(default=512, ge=1)
@@ -45,8 +45,6 @@ class MMRLConfig(MethodConfig):
     """The share of the class token's feature in the loss, and in answers about trained classes."""
     pull: float = Field(default=0.5, ge=0)
     """Weight of the distances of image and class features to the frozen ones, one minus the mean cosine."""
-    template: Template = "a photo of a {}."
-    """The prompt, with {} for the class name."""
     logit_scale: float | None = Field(default=100.0, gt=0)
     """A constant scale of the logits, as published; null means the backbone's own."""
     classes: tuple[str, ...] | None = None
@@ -130,15 +128,8 @@ class MMRL(Method[ImageStep], StandsAlone):
         known = step.frozen_class_features([self.config.template])
         weight, pull = self.config.weight, self.config.pull
         return {
-            "class_token": weight * _task_loss(step, of_class_token),
-            "tokens": (1 - weight) * _task_loss(step, of_tokens),
+            "class_token": weight * total(step.task_loss(of_class_token)),
+            "tokens": (1 - weight) * total(step.task_loss(of_tokens)),
             "image": pull * (1 - F.cosine_similarity(step.features, step.frozen_features).mean()),
             "text": pull * (1 - F.cosine_similarity(step.class_features, known).mean()),
         }
-
-
-def _task_loss(step: ImageStep, logits: Tensor) -> Tensor:
-    """Return the task's loss of a batch with `logits` in place of the method's."""
-    other = step.again()
-    other.logits = logits
-    return total(other.task_loss())

@@ -26,16 +26,16 @@ from torch import Tensor, nn
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.common.errors import AdaptError
-from adapt.methods.base import ImageStep, Method, MethodConfig, PairStep, Space, Terms, Training
+from adapt.methods.base import ImageStep, Method, PairStep, Space, Terms, Training
 from adapt.methods.base.nested import Nested, powers
 from adapt.methods.base.traits import Projects
-from adapt.methods.zero_shot import Templates
+from adapt.methods.zero_shot import TemplatesConfig
 from adapt.prompts import Prompt, several
 
 _SHORTEST = 8
 
 
-class MRLConfig(MethodConfig):
+class MRLConfig(TemplatesConfig):
     nesting: tuple[PositiveInt, ...] | None = None
     """The lengths of features that are trained, ascending up to all values; by default 8, 16, 32 and so on."""
     importance: tuple[PositiveFloat, ...] | None = None
@@ -44,8 +44,6 @@ class MRLConfig(MethodConfig):
     """The first map: the principal components of images and texts together, or the identity."""
     classifier: Literal["names", "heads", "shared"] = "names"
     """Cosines with class names, a linear classifier for each length (MRL), or one whose columns all share (MRL-E)."""
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged."""
 
     @model_validator(mode="after")
     def _lengths(self) -> MRLConfig:
@@ -146,9 +144,8 @@ class MRL(Nested, Method[ImageStep], Projects):
         """Return the loss of the task at each length, times its importance."""
         terms: Terms = {}
         for length, importance in zip(self.nesting, self.config.importance or [1.0] * len(self.nesting), strict=True):
-            shortened = step.again()
-            shortened.logits = self.logits_at(step, length)
-            terms |= {f"{name}_{length}": importance * term for name, term in shortened.task_loss().items()}
+            shortened = step.task_loss(self.logits_at(step, length))
+            terms |= {f"{name}_{length}": importance * term for name, term in shortened.items()}
         return terms
 
     def check_at_use(self, settings: MRLAtUse) -> None:

@@ -96,8 +96,7 @@ class OLAVLM(LearnsAside, Projector):
         teacher: DualEncoder = model.backbone
         pixels = Repixelled(backbone.preprocess, teacher.preprocess)
         self._teacher = lambda images: model.image_tokens(pixels(images)).float()
-        size = backbone.preprocess.size
-        _, tokens, width = self._teacher(torch.zeros(1, 3, size, size, device=backbone.device)).shape
+        _, tokens, width = self._teacher(backbone.blank()).shape
         of_decoder = self.task_tokens.shape[-1]
         made = {
             name.replace(".", "_"): Predictor(of_decoder, self.config.heads, tokens, width)

@@ -24,25 +24,23 @@ from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
 from adapt.common.devices import doubled
-from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodConfig, Training, Trial
+from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, Training, Trial
 from adapt.methods.base.training import rows_of
 from adapt.methods.base.traits import configure
 from adapt.methods.tip_adapter import similarities
-from adapt.methods.zero_shot import Templates
+from adapt.methods.zero_shot import TemplatesConfig
 
 BETA = Choice(tuple(2.0**k for k in range(-1, 5)), usual=2.0)
 STRENGTH = Choice(tuple(0.01 * 2.0**k for k in range(9)), usual=0.08)
 
 
-class ProKeRConfig(MethodConfig):
+class ProKeRConfig(TemplatesConfig):
     views: int = Field(default=10, ge=0)
     """Random views of each training image, all used and held in the adapter; 0 uses the image as it is."""
     beta: float | None = Field(default=None, ge=0)
     """Sharpness of the kernel exp(-beta (1 - cosine)); null lets the data choose (0.5 to 16)."""
     strength: float | None = Field(default=None, gt=0)
     """How far the correction departs from zero-shot (the paper's lambda); null lets the data choose (0.01 to 2.56)."""
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged."""
     rows: int | None = Field(default=None, ge=1)
     """The number of features in the adapter; training sets it."""
 

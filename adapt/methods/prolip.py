@@ -22,13 +22,14 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.tower import Tower
 from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Replace
-from adapt.methods.base import Context, ImageStep, Method, MethodConfig, Training
-from adapt.methods.zero_shot import Templates
+from adapt.methods.base import Context, ImageStep, Method, Training
+from adapt.methods.clip_svd import Composed
+from adapt.methods.zero_shot import TemplatesConfig
 
 SCALE = 100.0
 
 
-class ProLIPConfig(MethodConfig):
+class ProLIPConfig(TemplatesConfig):
     views: int = Field(default=20, ge=0)
     """Random views of each training image, used in turn, one an epoch; 0 uses the image as it is."""
     epochs: int = Field(default=300, ge=1)
@@ -37,8 +38,6 @@ class ProLIPConfig(MethodConfig):
     """The learning rate of Adam with eps 1e-4; it decays to zero by a cosine."""
     weight: float | None = Field(default=None, ge=0)
     """Weight of the squared distance to the frozen projection, summed over entries; by default one over the shots."""
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged."""
 
 
 class ProLIP(Method[ImageStep]):
@@ -63,7 +62,7 @@ class ProLIP(Method[ImageStep]):
         self.register_buffer("proj", projection.weight.T.float().clone())
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        return [Replace(None, "projection", _Projected(self.proj))]
+        return [Replace(None, "projection", Composed(self.proj.T, None))]
 
     def prepare(self, training: Training) -> None:
         views, device = self.config.views, self.proj.device
@@ -84,7 +83,8 @@ class ProLIP(Method[ImageStep]):
         optimizer = torch.optim.Adam([trained], lr=self.config.lr, eps=1e-4)
         with torch.inference_mode(False), torch.enable_grad():
             for epoch in range(self.config.epochs):
-                optimizer.param_groups[0]["lr"] = cosine(epoch, self.config.epochs) * self.config.lr
+                decay = (1 + math.cos(math.pi * epoch / self.config.epochs)) / 2  # a cosine from 1 to 0
+                optimizer.param_groups[0]["lr"] = decay * self.config.lr
                 view = rows[(epoch + 1) % len(rows)]
                 logits = SCALE * F.normalize(view.to(trained.dtype) @ trained, dim=-1) @ texts.to(trained.dtype).T
                 loss = F.cross_entropy(logits, labels)
@@ -93,19 +93,3 @@ class ProLIP(Method[ImageStep]):
                 optimizer.step()
                 self.proj = trained.detach().clone()
                 yield float(loss.detach())
-
-
-def cosine(epoch: int, epochs: int) -> float:
-    """Return the learning-rate factor of `epoch` in a cosine decay from 1 at epoch 0 to 0 after the last epoch."""
-    return (1 + math.cos(math.pi * epoch / epochs)) / 2
-
-
-class _Projected(nn.Module):
-    """A module that applies the trained projection `proj` `(d, e)` to features `(n, d)`."""
-
-    def __init__(self, proj: Tensor) -> None:
-        super().__init__()
-        self.proj = proj
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.proj.to(x.dtype)

@@ -18,68 +18,13 @@ from adapt.methods.ivlp import IVLP, IVLPConfig
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import several
 
-TEMPLATES = (  # the reference's prompts for the frozen model
-    "a photo of a {}.",
-    "a bad photo of a {}.",
-    "a photo of many {}.",
-    "a sculpture of a {}.",
-    "a photo of the hard to see {}.",
-    "a low resolution photo of the {}.",
-    "a rendering of a {}.",
-    "graffiti of a {}.",
-    "a bad photo of the {}.",
-    "a cropped photo of the {}.",
-    "a tattoo of a {}.",
-    "the embroidered {}.",
-    "a photo of a hard to see {}.",
-    "a bright photo of a {}.",
-    "a photo of a clean {}.",
-    "a photo of a dirty {}.",
-    "a dark photo of the {}.",
-    "a drawing of a {}.",
-    "a photo of my {}.",
-    "the plastic {}.",
-    "a photo of the cool {}.",
-    "a close-up photo of a {}.",
-    "a black and white photo of the {}.",
-    "a painting of the {}.",
-    "a painting of a {}.",
-    "a pixelated photo of the {}.",
-    "a sculpture of the {}.",
-    "a bright photo of the {}.",
-    "a cropped photo of a {}.",
-    "a plastic {}.",
-    "a photo of the dirty {}.",
-    "a jpeg corrupted photo of a {}.",
-    "a blurry photo of the {}.",
-    "a photo of the {}.",
-    "a good photo of the {}.",
-    "a rendering of the {}.",
-    "a {} in a video game.",
-    "a photo of one {}.",
-    "a doodle of a {}.",
-    "a close-up photo of the {}.",
-    "the origami {}.",
-    "the {} in a video game.",
-    "a sketch of a {}.",
-    "a doodle of the {}.",
-    "a origami {}.",
-    "a low resolution photo of a {}.",
-    "the toy {}.",
-    "a rendition of the {}.",
-    "a photo of the clean {}.",
-    "a photo of a large {}.",
-    "a rendition of a {}.",
-    "a photo of a nice {}.",
-    "a photo of a weird {}.",
-    "a blurry photo of a {}.",
-    "a cartoon {}.",
-    "art of a {}.",
-    "a sketch of the {}.",
-    "a embroidered {}.",
-    "a pixelated photo of a {}.",
-    "itap of the {}.",
-)
+
+def published_templates() -> tuple[str, ...]:
+    """Return the reference's sixty prompts for the frozen model, which are the first of CLIP's for ImageNet."""
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    named = (template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+    return tuple(dict.fromkeys(("a photo of a {}.", *named)))[:60]
 
 
 class PromptSRCConfig(IVLPConfig):
@@ -91,8 +36,8 @@ class PromptSRCConfig(IVLPConfig):
     """Weight of the mean absolute difference of class features from the frozen ones."""
     image_weight: float = Field(default=10.0, ge=0)
     """The same weight for image features."""
-    templates: Templates = TEMPLATES
-    """The hand-written prompts of the frozen model, averaged before normalisation."""
+    templates: Templates = Field(default_factory=published_templates)
+    """The hand-written prompts of the frozen model, averaged before normalisation; by default the published sixty."""
 
 
 class PromptSRC(IVLP):

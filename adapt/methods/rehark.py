@@ -30,14 +30,14 @@ from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
 from adapt.common.devices import doubled
-from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodConfig, Training, Trial
+from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, Training, Trial
 from adapt.methods.base.method import no_prompts
 from adapt.methods.base.plain_classifier import class_means
 from adapt.methods.base.training import rows_of
 from adapt.methods.base.traits import OverSet, StandsAlone, configure
 from adapt.methods.base.transduction import doubt_of_absent_classes
 from adapt.methods.tip_adapter import similarities
-from adapt.methods.zero_shot import Templates
+from adapt.methods.zero_shot import Templates, TemplatesConfig
 from adapt.prompts import several
 
 FITS, ANSWERS, SEED = 50, 4, 0  # combinations for the fit, combinations for the answers of each fit, and their draws
@@ -57,7 +57,7 @@ CHOICES = {
 }
 
 
-class ReHARKConfig(MethodConfig):
+class ReHARKConfig(TemplatesConfig):
     views: int = Field(default=10, ge=0)
     """Random views of each training image, all used and held in the adapter; 0 uses the image as it is."""
     power: float | None = Field(default=None, gt=0)
@@ -82,8 +82,6 @@ class ReHARKConfig(MethodConfig):
     """How far a set's mean is moved to that of the support (`soft`); null lets the data choose (0 to 1)."""
     match_deviation: float | None = Field(default=None, ge=0, le=1)
     """How far a set's deviation is changed to the support's (`var_adj`); null lets the data choose (0 to 1)."""
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged."""
     descriptions: Templates | None = None
     """One or several further templates, for the prior; by default there are none, and the only text is `template`."""
     rows: int | None = Field(default=None, ge=1)

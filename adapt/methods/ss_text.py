@@ -20,22 +20,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
-from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Training
+from adapt.methods.base import Encoded, ImageStep, Method, Training
 from adapt.methods.base.method import no_prompts
 from adapt.methods.base.traits import LearnsUnlabelled, LearnsUnseen
-from adapt.methods.zero_shot import Templates
+from adapt.methods.zero_shot import TemplatesConfig
 from adapt.prompts import several
 
 ROUNDS, BALANCINGS = 3, 10  # of SS-Text-U: updates of the weights; passes over classes and images in each transport
 ABSENT = 4  # a class without images is expected that many times as rarely as the smallest other class
 
 
-class SSTextConfig(MethodConfig):
+class SSTextConfig(TemplatesConfig):
     variant: Literal["SS-Text", "SS-Text+", "SS-Text-U"] = "SS-Text+"
     """SS-Text: all images count alike. SS-Text+: images count by their class's share of all images, and the classes
     then repel each other. SS-Text-U: unlabelled images count too, shared out among the classes by optimal transport."""
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged."""
 
 
 class SSText(Method[ImageStep], LearnsUnseen, LearnsUnlabelled):

@@ -16,15 +16,13 @@ Nothing trains, and an adapter holds no tensors. `predict` answers each image by
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from adapt.methods.base import ImageStep
-from adapt.methods.base.transduction import Gaussians, Moments, Round, Transduction, TransductionConfig, transduced
+from adapt.methods.base.transduction import Gaussians, Moments, Transduction, TransductionConfig
 
 
 class StatAConfig(TransductionConfig):
@@ -41,19 +39,17 @@ class StatA(Transduction):
     title = "StatA (Zanella et al., CVPR 2025)"
     Config = StatAConfig
 
-    def rounds(self, step: ImageStep) -> Iterator[Round]:
+    def start(self, step: ImageStep) -> Gaussians:
         features, texts = step.features, step.class_features
-        own = Moments.of(features, step.logits.softmax(-1))
-        spread = own.around(texts).sum(0, keepdim=True) / features.shape[0]
+        spread = Moments.of(features, step.logits.softmax(-1)).around(texts).sum(0, keepdim=True) / features.shape[0]
+        return Gaussians(texts, spread.expand_as(texts))
 
-        def fitted(weights: Tensor) -> Gaussians:
-            share = self.share(weights)
-            seen = Moments.of(features, weights)
-            mean = F.normalize(share * seen.direction + (1 - share) * texts, dim=-1)
-            variance = seen.around(mean) / seen.weight.clamp_min(torch.finfo(seen.weight.dtype).tiny)
-            return Gaussians(mean, share * variance + (1 - share) * (spread + (texts - mean).square()))
-
-        return transduced(self.config, step, Gaussians(texts, spread.expand_as(texts)), fitted)
+    def fitted(self, features: Tensor, weights: Tensor, start: Gaussians) -> Gaussians:
+        texts, share = start.mean, self.share(weights)
+        seen = Moments.of(features, weights)
+        mean = F.normalize(share * seen.direction + (1 - share) * texts, dim=-1)
+        variance = seen.around(mean) / seen.weight.clamp_min(torch.finfo(seen.weight.dtype).tiny)
+        return Gaussians(mean, share * variance + (1 - share) * (start.variance + (texts - mean).square()))
 
     def share(self, weights: Tensor) -> Tensor:
         """Return the weight of the images in each class `(c, 1)`, against the text, from probabilities `(n, c)`."""

@@ -20,13 +20,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapt.methods.base import ImageStep, Method, MethodConfig
+from adapt.methods.base import ImageStep, Method
 from adapt.methods.base.traits import Stream
 from adapt.methods.tpt import surest
-from adapt.methods.zero_shot import Templates
+from adapt.methods.zero_shot import TemplatesConfig
 
 
-class TDAConfig(MethodConfig):
+class TDAConfig(TemplatesConfig):
     shots: int = Field(default=3, ge=1)
     """The number of most certain images in the cache for each predicted class."""
     alpha: float = Field(default=2.0, ge=0)
@@ -47,8 +47,6 @@ class TDAConfig(MethodConfig):
     """The number of random views of an image beside the image itself."""
     kept: float = Field(default=0.1, gt=0, le=1)
     """The share of views, those with the most certain answers, whose mean represents the image."""
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged."""
 
 
 @dataclass(frozen=True)

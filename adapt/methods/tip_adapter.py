@@ -22,16 +22,16 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
-from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodConfig, Training, Trial
+from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, Training, Trial
 from adapt.methods.base.traits import KeepsLabels
-from adapt.methods.zero_shot import Templates
+from adapt.methods.zero_shot import TemplatesConfig
 
 LEAST = 0.1  # the first alpha and beta of the search
 KEPT = 2**28  # the most similarities that the search stores; beyond it, they are recomputed for each beta
 AT_ONCE = 2**24  # similarities per chunk of the search
 
 
-class TipAdapterConfig(MethodConfig):
+class TipAdapterConfig(TemplatesConfig):
     train: bool = False
     """Whether the keys, once computed from the images, are also trained (Tip-Adapter-F)."""
     views: int = Field(default=10, ge=0)
@@ -44,8 +44,6 @@ class TipAdapterConfig(MethodConfig):
     """The upper end of the search for alpha, in 20 steps; null keeps alpha and beta."""
     search_beta: float = Field(default=7.0, gt=LEAST)
     """The upper end of the search for beta, in 200 steps."""
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged."""
     keys: int | None = Field(default=None, ge=1)
     """The number of images in the table; training sets it."""
 
@@ -63,10 +61,6 @@ class TipAdapter(Method[ImageStep], Grid, KeepsLabels):
     begins_anew = True
     logit_scale = 100.0  # written out in the reference
     keys: Tensor
-
-    @property
-    def takes_steps(self) -> bool:
-        return bool(self.config.train)
 
     def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self._classes = len(class_names)

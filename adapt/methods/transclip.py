@@ -15,8 +15,6 @@ Nothing trains, and an adapter holds no tensors. `predict` answers each image by
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -26,11 +24,9 @@ from adapt.methods.base import ImageStep
 from adapt.methods.base.transduction import (
     Gaussians,
     Moments,
-    Round,
     Transduction,
     TransductionConfig,
     doubt_of_absent_classes,
-    transduced,
 )
 
 
@@ -51,16 +47,6 @@ class TransCLIP(Transduction):
     def smallest(self) -> int:
         return max(super().smallest, int(self.config.surest))
 
-    def rounds(self, step: ImageStep) -> Iterator[Round]:
-        features = step.features
-
-        def fitted(weights: Tensor) -> Gaussians:
-            seen = Moments.of(features, weights)
-            spread = seen.around(seen.direction).sum(0, keepdim=True)
-            return Gaussians(seen.direction, spread / features.shape[0])
-
-        return transduced(self.config, step, self.start(step), fitted)
-
     def start(self, step: ImageStep) -> Gaussians:
         """Return the Gaussians at the start, whose means are those of each class's surest images."""
         features = step.features
@@ -68,6 +54,11 @@ class TransCLIP(Transduction):
         weighted = surest.values[..., None] * features[surest.indices]  # (s, c, e)
         variance = torch.full_like(features[:1], 1 / features.shape[-1])
         return Gaussians(F.normalize(weighted.sum(0), dim=-1), variance)
+
+    def fitted(self, features: Tensor, weights: Tensor, start: Gaussians) -> Gaussians:
+        seen = Moments.of(features, weights)
+        spread = seen.around(seen.direction).sum(0, keepdim=True)
+        return Gaussians(seen.direction, spread / features.shape[0])
 
     def doubt(self, step: ImageStep) -> str:
         images, classes = step.logits.shape

@@ -21,18 +21,16 @@ from torch import Tensor, nn
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit
-from adapt.methods.base import Context, ImageStep, Method, MethodConfig, Training
+from adapt.methods.base import Context, ImageStep, Method, Training
 from adapt.methods.base.traits import InsideBlocks
 from adapt.methods.bitfit import BitFit
 from adapt.methods.ln_tuning import LNTuning
-from adapt.methods.zero_shot import Templates
+from adapt.methods.zero_shot import TemplatesConfig
 
 STAGES: dict[str, type[LNTuning]] = {"norms": LNTuning, "biases": BitFit}
 
 
-class TwoStageConfig(MethodConfig):
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged."""
+class TwoStageConfig(TemplatesConfig):
     tune: Literal["norms", "biases"] = "norms"
     """The tensors that the first stage tunes."""
     first: float = Field(default=1.5, gt=0)

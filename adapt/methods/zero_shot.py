@@ -34,7 +34,16 @@ Template = Annotated[str, AfterValidator(check_template)]
 Templates = Annotated[str | tuple[str, ...], AfterValidator(check_templates)]
 
 
-class ZeroShotConfig(MethodConfig):
+class TemplateConfig(MethodConfig):
+    """The settings of methods with one hand-written prompt."""
+
+    template: Template = "a photo of a {}."
+    """The prompt, with {} for the class name."""
+
+
+class TemplatesConfig(MethodConfig):
+    """The settings of methods with one or several hand-written prompts."""
+
     template: Templates = "a photo of a {}."
     """One template, or several whose features are averaged."""
 
@@ -46,7 +55,7 @@ class ZeroShot(Method[ImageStep]):
     title = "Zero-shot CLIP (Radford et al., ICML 2021)"
     serves = ("dual encoder", "fusion encoder", "vision LLM", "native VLM")
     tasks = frozenset({"classes", "pairs", "records"})
-    Config = ZeroShotConfig
+    Config = TemplatesConfig
 
     def __init__(self, template: str | tuple[str, ...] = "a photo of a {}.", **config: object) -> None:
         super().__init__(template=template, **config)

@@ -70,16 +70,13 @@ class AverageOfAdapters(Method[ImageStep], OwnClassifier, ChecksAdapter):
         made = [methods.find(each.method)(**each.config) for each in self.config.members]
         self.members: Any = nn.ModuleList(made)
         self.reads = frozenset({"images"} if any("vision" in each.touches or each.reads for each in made) else ())
+        self.per_image = any(each.per_image for each in made)
         self._checks = {f"members.{i}.": own for i, each in enumerate(made) if (own := trait(each, ChecksAdapter))}
         self._models: dict[tuple[str, ...], list[Any]] = {}  # the members' models by the names of the classes
 
     @property
     def per_class(self) -> bool:
         return any(own.order for own in self.config.members) or any(each.per_class for each in self.members)
-
-    @property
-    def per_image(self) -> bool:
-        return any(method.per_image for method in self.members)
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         for own, method in zip(self.config.members, self.members, strict=True):

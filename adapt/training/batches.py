@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -38,29 +39,12 @@ class Shares(Epochs):
     """An epoch sampler that yields one process's fraction of each training batch.
 
     `learned()` yields the batches whose loss the process computes, which are full unless they are divided by items.
+    `order` are the settings of `Epochs` by which items come together.
     """
 
-    def __init__(
-        self,
-        size: int,
-        settings: TrainSettings,
-        seed: int,
-        processes: Processes,
-        entities: Sequence[str] = (),
-        together: int = 1,
-        lengths: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, size: int, settings: TrainSettings, seed: int, processes: Processes, **order: Any) -> None:
         drop_last = settings.drop_last and size >= settings.batch_size
-        super().__init__(
-            size,
-            settings.batch_size,
-            shuffle=True,
-            seed=seed,
-            drop_last=drop_last,
-            entities=entities,
-            together=together,
-            lengths=lengths,
-        )
+        super().__init__(size, settings.batch_size, shuffle=True, seed=seed, drop_last=drop_last, **order)
         self._processes = processes
 
     def learned(self) -> Iterator[list[Draw]]:
@@ -114,7 +98,8 @@ class ImageBatches(Batches):
         groups = trait(model.method, GroupsEntities)
         if groups and tasks.of(items).keeps_entities_together and any(item.unit for item in items):
             together = groups.together
-        super().__init__(items, Shares(len(items), settings, seed, processes, entities, together, lengths), processes)
+        order = {"entities": entities, "together": together, "lengths": lengths}
+        super().__init__(items, Shares(len(items), settings, seed, processes, **order), processes)
         pinned = model.backbone.device.type == "cuda"
         self._decoded = Decoded(ImageSet(items, transform), self._draws, settings.workers, pinned)
 
@@ -123,7 +108,10 @@ class ImageBatches(Batches):
 
 
 class KnownBatches(Batches):
-    """Batches of precomputed inputs, which the function `inputs` returns for the images, and views, that are drawn."""
+    """Batches of precomputed inputs, which the function `inputs` returns for the images, and views, that are drawn.
+
+    They are features, or what enters the vision block `block`.
+    """
 
     def __init__(
         self,
@@ -133,48 +121,23 @@ class KnownBatches(Batches):
         seed: int,
         processes: Processes = ALONE,
         lengths: Sequence[int] = (),
+        block: int | None = None,
     ) -> None:
         super().__init__(items, Shares(len(items), settings, seed, processes, lengths=lengths), processes)
-        self._known = inputs
+        self._known, self.block = inputs, block
 
     def _inputs(self) -> Iterator[object]:
         return map(self._known, self._draws)
 
 
-class FeatureBatches(KnownBatches):
-    """Batches of precomputed features `(b, e)` from an unedited vision tower, of which images may have several views.
+def of_views(features: Tensor) -> Callable[[Sequence[Draw]], Encoded]:
+    """Return a function from draws to their features `(b, e)`, from all features `(n, e)` or `(n, views, e)`."""
+    views = features if features.ndim == 3 else features[:, None]
 
-    `features` is `(n, e)`, or `(n, views, e)`.
-    """
+    def drawn(draws: Sequence[Draw]) -> Encoded:
+        return Encoded(views[[draw.position for draw in draws], [draw.seed % views.shape[1] for draw in draws]])
 
-    def __init__(self, features: Tensor, items: Sequence[Item], settings: TrainSettings, seed: int) -> None:
-        views = features if features.ndim == 3 else features[:, None]
-
-        def inputs(draws: Sequence[Draw]) -> Encoded:
-            view = [draw.seed % views.shape[1] for draw in draws]
-            return Encoded(views[[draw.position for draw in draws], view])
-
-        super().__init__(inputs, items, settings, seed)
-
-
-class BlockBatches(KnownBatches):
-    """Batches of precomputed inputs `(b, l, d)` to the first edited block of a vision tower."""
-
-    def __init__(
-        self,
-        block: int,
-        tokens: Tensor,
-        items: Sequence[Item],
-        settings: TrainSettings,
-        seed: int,
-        processes: Processes = ALONE,
-    ) -> None:
-        self.block = block
-
-        def inputs(draws: Sequence[Draw]) -> BlockInputs:
-            return BlockInputs(block, tokens[[draw.position for draw in draws]])
-
-        super().__init__(inputs, items, settings, seed, processes)
+    return drawn
 
 
 def training_batches(
@@ -202,7 +165,7 @@ def training_batches(
     if of_texts(items):
         assert isinstance(model, ImageModel)  # fit has checked
         features = item_features(model, items, workers=0, views=settings.views or 0)
-        return FeatureBatches(features, items, settings, seed)
+        return KnownBatches(of_views(features), items, settings, seed)
     lengths = model.lengths(items) if settings.group_by_length and is_native(model) else ()
     if keeps_encoded(model, cache):
         known = encoded_images(model, items, workers=settings.workers, progress=progress)
@@ -226,11 +189,14 @@ def training_batches(
                 lambda draws: Encoded.of_bags([bags[draw.position] for draw in draws]), items, settings, seed
             )
         features = item_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
-        return FeatureBatches(features, items, settings, seed)
+        return KnownBatches(of_views(features), items, settings, seed)
     reads_images = "images" in model.method.reads or trait(model.method, GroupsEntities)  # which orders images itself
     if settings.augment == "none" and cache and isinstance(model, ImageModel) and not (reads_images or has_bags(items)):
         block = model.unedited_blocks
         tokens = block_inputs(model, items, block, workers=settings.workers, progress=progress) if block else None
         if tokens is not None:
-            return BlockBatches(block, tokens, items, settings, seed, processes)
+            return KnownBatches(
+                lambda draws: BlockInputs(block, tokens[[draw.position for draw in draws]]), items, settings, seed,
+                processes, block=block,
+            )  # fmt: skip
     return ImageBatches(model, items, settings, seed, processes, lengths)

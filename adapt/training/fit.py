@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Unpack, cast
 
@@ -24,13 +24,13 @@ from adapt.data.decoding.files import file_id
 from adapt.data.item import Item, items_id
 from adapt.evaluation.evaluate import keep_examples
 from adapt.formats.adapter import NAME
-from adapt.models.base import Adapted
+from adapt.models.base import Adapted, is_native
 from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.features import keeps_features
 from adapt.recipe.settings import FitSettings, TrainSettings
 from adapt.tracking import Track, Tracker, trackers
 from adapt.training import measures
-from adapt.training.batches import Batches, FeatureBatches
+from adapt.training.batches import Batches, KnownBatches
 from adapt.training.choice import choose
 from adapt.training.fitting import Fitting
 from adapt.training.loop import Length, Trainer, epoch_weights
@@ -93,7 +93,12 @@ def fit(
     if unlabelled:
         settings["unlabelled_set"] = without_copies(unlabelled, [*train_set, *val_set, *test_set])
     plan = planned(model, train_set, test_set, val_set=val_set, **settings)
-    with _directory(out, plan, resume) as run:
+    if out is None and resume:
+        raise AdaptError(
+            "resume continues a run in a directory, but no directory is given: give a directory, or omit resume"
+        )
+    origin = yaml.safe_dump(plan.origin, sort_keys=False)
+    with nullcontext() if out is None else Run(out, origin, resume, plan.processes.main) as run:
         return fit_plan(plan, run, tracking, progress)
 
 
@@ -107,17 +112,6 @@ def _check_arguments(model: object, **sets: object) -> None:
         if others:
             called = f"{'an element of ' * listed}{name} is a {type(others[0]).__name__}"
             raise AdaptError(f"{called}; expected items, such as those of adapt.data.load(DATA).train")
-
-
-def _directory(out: str | Path | None, plan: TrainingPlan, resume: bool) -> AbstractContextManager[Run | None]:
-    """Return a context manager that yields the run in the directory `out`, or None if `out` is None."""
-    if out is None and resume:
-        raise AdaptError(
-            "resume continues a run in a directory, but no directory is given: give a directory, or omit resume"
-        )
-    if out is None:
-        return nullcontext()
-    return Run(out, yaml.safe_dump(plan.origin, sort_keys=False), resume, plan.processes.main)
 
 
 def fit_plan(plan: TrainingPlan, run: Run | None, tracking: Sequence[Tracker] = (), progress: bool = False) -> Result:
@@ -309,7 +303,7 @@ class LengthOfTime:
 def _shorter(model: Adapted, batches: Batches, settings: TrainSettings) -> str:
     unit = "iterations" if settings.iterations else "epochs"
     advice = [f"--set train.{unit}={max(1, (settings.iterations or settings.epochs) // 10)}"]  # type: ignore[operator]
-    if isinstance(batches, FeatureBatches):
+    if isinstance(batches, KnownBatches) and batches.block is None and not is_native(model):  # of features
         return advice[0]
     if keeps_features(model, cache=True) and settings.views is None:
         advice.append("--set train.views=10 (encodes ten views of each image once)")

@@ -14,13 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.amp import GradScaler
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from adapt import tasks
@@ -37,14 +35,10 @@ from adapt.formats.rebuild import load_tensors
 from adapt.formats.tensor_file import check_finite
 from adapt.methods.base import Method, Step, Terms, checked
 from adapt.models.base import Adapted
-from adapt.recipe.settings import TrainSettings
+from adapt.recipe.settings import Average, TrainSettings
 from adapt.training.batches import Batches
 from adapt.training.processes import ALONE, Processes
 from adapt.training.run import Run
-
-if TYPE_CHECKING:
-    from adapt.methods.base import Method
-    from adapt.recipe.settings import Average
 
 
 class RunningAverage:
@@ -120,72 +114,6 @@ class Position(BaseModel):
     batch: int = Field(default=0, ge=0)
     step: int = Field(default=0, ge=0)
     seconds: float = Field(default=0.0, ge=0)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The training state that a checkpoint stores and restores in place.
-
-    `beside` contains tensors that the adapter does not need; the random state of `device` is also stored.
-    """
-
-    method: Method
-    optimizer: Optimizer
-    scaler: GradScaler
-    beside: Mapping[str, Tensor]
-    device: torch.device
-
-
-def save_checkpoint(path: Path, trained: Trained, position: Position, recipe: str) -> None:
-    """Replace the checkpoint at `path` atomically; `recipe` is the identifier of the recipe and the training images."""
-    optimizer, scaler = trained.optimizer, trained.scaler
-    tensors = {f"method.{name}": tensor for name, tensor in trained.method.state_dict().items()}
-    tensors |= {f"beside.{name}": tensor for name, tensor in trained.beside.items()}
-    numbers: dict[str, object] = {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-            else:
-                numbers[f"optimizer.{index}.{key}"] = value
-    tensors |= {f"rng.{name}": state for name, state in rng_states(trained.device).items()}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    metadata = {
-        "recipe": recipe,
-        "position": plain.dump(position.model_dump()),
-        "optimizer": plain.dump(numbers),
-        "scaler": plain.dump(scaler.state_dict()),
-    }
-    with replacing(path) as temporary:
-        tensor_file.write(tensors, temporary, metadata)
-
-
-def load_checkpoint(path: Path, trained: Trained, recipe: str) -> Position:
-    """Restore the trained tensors and the random state from a checkpoint, and return the position in the training run.
-
-    Raises AdaptError if the checkpoint is missing or damaged, or belongs to another recipe.
-    """
-    if not path.is_file():
-        raise AdaptError(f"there is no checkpoint at {path} to resume from: leave out --resume to start a new run")
-    metadata = tensor_file.describe(path, _WHAT).metadata
-    tensors = tensor_file.read(path, _WHAT)
-    check_finite({name: x for name, x in tensors.items() if not name.startswith("beside.")}, str(path))
-    if metadata.get("recipe") != recipe:
-        raise AdaptError(f"{path} belongs to another recipe or other images: use the original ones, or another --out")
-    load_tensors(trained.method, _under("method.", tensors), str(path))
-    optimizer = trained.optimizer
-    try:
-        _fill(trained.beside, _under("beside.", tensors))
-        numbers = plain.parse(metadata["optimizer"])
-        state = _optimizer_state(optimizer, _under("optimizer.", tensors) | _under("optimizer.", numbers))
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        trained.scaler.load_state_dict(plain.parse(metadata["scaler"]))
-        set_rng_states(_under("rng.", tensors), trained.device)
-        return Position.model_validate(plain.parse(metadata["position"]))
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise AdaptError(
-            f"{path} is damaged ({shown(error)}) and cannot be resumed: start a new run with another --out"
-        ) from error
 
 
 def _optimizer_state(optimizer: Optimizer, named: Mapping[str, object]) -> dict[int, dict[str, object]]:
@@ -267,7 +195,7 @@ class Trainer:
         self.position = Position()
         self.resumed = run is not None and run.goes_on
         if run is not None and run.goes_on:
-            self.position = load_checkpoint(run.checkpoint, self._trained(), run.identity)
+            self._load(run)
             processes.any(False)  # wait until all have read it, before the main process replaces it
 
     def train(self, report: Report, epoch_done: Callable[[int, int], None] = lambda epoch, epochs: None) -> Position:
@@ -390,14 +318,63 @@ class Trainer:
         if not finite(self.model.method):
             return
         if self.run is not None and self.run.writes:
-            save_checkpoint(self.run.checkpoint, self._trained(), self.position, self.run.identity)
+            self._save(self.run)
         self.saved()
 
-    def _trained(self) -> Trained:
-        method, average = self.model.method, self.average.values if self.average else {}
-        extra = {f"average.{name}": value for name, value in average.items()}
-        extra |= {f"method.{name}": value for name, value in method.training_state().items()}
-        return Trained(method, self.optimizer, self.scaler, extra, self.model.backbone.device)
+    @property
+    def _beside(self) -> dict[str, Tensor]:
+        """The tensors of the training that the adapter does not need."""
+        average = {f"average.{name}": value for name, value in (self.average.values if self.average else {}).items()}
+        return average | {f"method.{name}": value for name, value in self.model.method.training_state().items()}
+
+    def _save(self, run: Run) -> None:
+        """Replace the checkpoint of `run` atomically."""
+        tensors = {f"method.{name}": tensor for name, tensor in self.model.method.state_dict().items()}
+        tensors |= {f"beside.{name}": tensor for name, tensor in self._beside.items()}
+        numbers: dict[str, object] = {}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{key}"] = value
+                else:
+                    numbers[f"optimizer.{index}.{key}"] = value
+        tensors |= {f"rng.{name}": state for name, state in rng_states(self.model.backbone.device).items()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        metadata = {
+            "recipe": run.identity,
+            "position": plain.dump(self.position.model_dump()),
+            "optimizer": plain.dump(numbers),
+            "scaler": plain.dump(self.scaler.state_dict()),
+        }
+        with replacing(run.checkpoint) as temporary:
+            tensor_file.write(tensors, temporary, metadata)
+
+    def _load(self, run: Run) -> None:
+        """Restore the trained tensors, the random state and the position from the checkpoint of `run`.
+
+        Raises AdaptError if the checkpoint is missing or damaged, or belongs to another recipe.
+        """
+        path, optimizer = run.checkpoint, self.optimizer
+        metadata = tensor_file.describe(path, _WHAT).metadata
+        tensors = tensor_file.read(path, _WHAT)
+        check_finite({name: x for name, x in tensors.items() if not name.startswith("beside.")}, str(path))
+        if metadata.get("recipe") != run.identity:
+            raise AdaptError(
+                f"{path} belongs to another recipe or other images: use the original ones, or another --out"
+            )
+        load_tensors(self.model.method, _under("method.", tensors), str(path))
+        try:
+            _fill(self._beside, _under("beside.", tensors))
+            numbers = plain.parse(metadata["optimizer"])
+            state = _optimizer_state(optimizer, _under("optimizer.", tensors) | _under("optimizer.", numbers))
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            self.scaler.load_state_dict(plain.parse(metadata["scaler"]))
+            set_rng_states(_under("rng.", tensors), self.model.backbone.device)
+            self.position = Position.model_validate(plain.parse(metadata["position"]))
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise AdaptError(
+                f"{path} is damaged ({shown(error)}) and cannot be resumed: start a new run with another --out"
+            ) from error
 
     def _not_finite(self, terms: dict[str, float]) -> AdaptError:
         """Save the state if all trained values are finite, and return the error for a loss that is not finite.
@@ -455,37 +432,23 @@ def make_optimizer(
     return SGD(parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
-def cosine_epoch(epoch: int, epochs: int, lr: float, warmup_epochs: int, warmup_lr: float) -> float:
-    """Return Dassl's learning rate, which is constant in the warm-up and then follows a cosine over epochs, as in CoOp.
-
-    The cosine starts after the warm-up, but its period is the total number of epochs, so the rate does not reach zero.
-    """
-    if epoch < warmup_epochs:
-        return warmup_lr
-    return 0.5 * lr * (1 + math.cos(math.pi * (epoch - warmup_epochs) / epochs))
-
-
-def cosine_iteration(step: int, steps: int, lr: float, min_lr: float) -> float:
-    """Return CLIP-LoRA's learning rate, which follows a cosine over all iterations down to `min_lr`."""
-    return min_lr + 0.5 * (lr - min_lr) * (1 + math.cos(math.pi * step / steps))
-
-
-def linear_iteration(step: int, steps: int, lr: float, min_lr: float) -> float:
-    """Return a learning rate that decays linearly over all iterations down to `min_lr`, as in DAS."""
-    return lr + (min_lr - lr) * step / steps
-
-
 def learning_rate(settings: TrainSettings, epoch: int, epochs: int, step: int, steps: int) -> float:
     """Return the learning rate at `step` of `steps` in `epoch` of `epochs`; step and epoch are counted from 0.
 
-    With a warm-up over steps, as in the Trainer of transformers (VLoRA, DAS), the schedule begins after the warm-up.
+    `cosine_epoch` is Dassl's, as in CoOp: constant in the warm-up, then a cosine whose period is the total number of
+    epochs, so that the rate does not reach zero. The others are over steps: `cosine_iteration` as in CLIP-LoRA, and
+    `linear_iteration` as in DAS, both down to `min_lr`. With a warm-up over steps, as in the Trainer of transformers
+    (VLoRA, DAS), they begin after the warm-up.
     """
+    lr, least = settings.lr, settings.min_lr
     if settings.schedule == "cosine_epoch":
-        return cosine_epoch(epoch, epochs, settings.lr, settings.warmup_epochs, settings.warmup_lr)
+        if epoch < settings.warmup_epochs:
+            return settings.warmup_lr
+        return 0.5 * lr * (1 + math.cos(math.pi * (epoch - settings.warmup_epochs) / epochs))
     rising = math.ceil(settings.warmup * steps)
     if step < rising:
-        return settings.lr * step / rising
-    if settings.schedule == "constant":
-        return settings.lr
-    decay = {"cosine_iteration": cosine_iteration, "linear_iteration": linear_iteration}[settings.schedule]
-    return decay(step - rising, steps - rising, settings.lr, settings.min_lr)
+        return lr * step / rising
+    step, steps = step - rising, steps - rising
+    if settings.schedule == "cosine_iteration":
+        return least + 0.5 * (lr - least) * (1 + math.cos(math.pi * step / steps))
+    return lr if settings.schedule == "constant" else lr + (least - lr) * step / steps

@@ -119,7 +119,12 @@ def planned(
     _check_parts(model, train_set, val_set, test_set)
     train_set, unlabelled_set = _learned_from(model.method, train_set, unlabelled_set)
     if chosen is not None:
-        model.class_loss = _class_loss(model, train_set, chosen, template)
+        weights = None
+        if chosen.class_weights == "balanced":
+            weights = tasks.of(train_set).class_weights(train_set, model.class_names).clamp_min(1e-6)
+            weights = weights.to(model.backbone.device)
+        held_to = tuple(several(template)) if "kl" in chosen.terms else ()
+        model.class_loss = ClassLoss(chosen.objective, weights, held_to)
     if watch:
         from adapt.evaluation.watching import check_watch
 
@@ -233,8 +238,7 @@ def _settings(model: Adapted, settings: dict[str, Any], cache: bool, task: Task 
         chosen = TrainSettings(**settings).at(None)
     except ValidationError as error:
         raise AdaptError(explain(TrainSettings, error, "fit")) from None
-    _check_vision(model, chosen)
-    _check_class_loss(model, chosen, task)
+    _check_loss(model, chosen, task)
     if chosen.group_by_length and not is_native(model):
         raise AdaptError(
             f"train.group_by_length is for conversations, but {model.backbone.describe()} is a {model.backbone.kind}, "
@@ -245,8 +249,8 @@ def _settings(model: Adapted, settings: dict[str, Any], cache: bool, task: Task 
     return chosen.model_copy(update={"precision": precision})
 
 
-def _check_vision(model: Adapted, settings: TrainSettings) -> None:
-    """Raise AdaptError if the loss has the term `distill`, but the method does not edit a vision tower."""
+def _check_loss(model: Adapted, settings: TrainSettings, task: Task | None) -> None:
+    """Raise AdaptError for a setting of the loss that has no effect on this model, this method or these data."""
     edited = isinstance(model, ImageModel) and "vision" in model.method.touches
     if settings.terms.get("distill") and not edited:
         raise AdaptError(
@@ -254,17 +258,6 @@ def _check_vision(model: Adapted, settings: TrainSettings) -> None:
             f"{model.backbone.describe()} does not change image features, so that distill has no effect: leave out "
             "distill"
         )
-
-
-def _class_loss(model: Adapted, items: Sequence[Item], settings: TrainSettings, template: str) -> ClassLoss:
-    weights = None
-    if settings.class_weights == "balanced":
-        weights = tasks.of(items).class_weights(items, model.class_names).clamp_min(1e-6).to(model.backbone.device)
-    return ClassLoss(settings.objective, weights, tuple(several(template)) if "kl" in settings.terms else ())
-
-
-def _check_class_loss(model: Adapted, settings: TrainSettings, task: Task | None) -> None:
-    """Raise AdaptError if settings of the loss of classes are set, but the data or the method has no such loss."""
     if settings.class_weights != "equal" and not model.class_names:
         raise AdaptError("train.class_weights needs classes, but the data has no classes: omit train.class_weights")
     if settings.class_weights != "equal" and is_native(model) and settings.objective == CROSS_ENTROPY:

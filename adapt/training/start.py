@@ -32,12 +32,30 @@ def check_start(path: str | Path, method: Method, steps: bool, class_names: Sequ
     `path` is a file or a run directory. `steps` is true if `method`, which does not have to be built yet, takes
     gradient steps. Raises the same errors as `start_from`, except for errors about the backbone.
     """
-    from adapt.loading import located
+    from adapt.loading import located, method_of
 
     file = located(path)
     described = read_header(file)
     check_can_start(method, steps, str(file))
-    _check_kin(method, class_names, described, file)
+    earlier = method_of(described, file)
+    if not (isinstance(earlier, type(method)) or isinstance(method, type(earlier))):
+        raise AdaptError(
+            f"{file} is an adapter of {earlier.name}, but the method to train is {method.name}: train {earlier.name}, "
+            f"or start from an adapter of {method.name}"
+        )
+    set_by_training = method.config.set_by_training
+    ours, theirs = (each.config.model_dump(mode="json", exclude=set_by_training) for each in (method, earlier))
+    for key in ours:
+        if key in theirs and ours[key] != theirs[key]:
+            raise AdaptError(
+                f"{file} was trained with {key} set to {theirs[key]!r}, but this training has {ours[key]!r}: set "
+                f"method.{key} to {theirs[key]!r}"
+            )
+    if method.per_class and described.class_names != tuple(class_names):
+        raise AdaptError(
+            f"{file} has tensors of {method.name} for each of its {len(described.class_names)} classes, but the data "
+            f"has {len(class_names)} classes that are not the same: omit start"
+        )
     return file, described
 
 
@@ -49,35 +67,4 @@ def check_can_start(method: Method, steps: bool, place: str) -> None:
         raise AdaptError(
             f"{method.name} sets the initial values of its tensors itself, so no value from {place} would be used: "
             "omit start"
-        )
-
-
-def _check_kin(method: Method, class_names: Sequence[str], described: Header, file: Path) -> None:
-    """Raise AdaptError unless the adapter's method is related to `method`, with equal shared settings and classes."""
-    from adapt.loading import method_of
-
-    earlier = method_of(described, file)
-    if not (isinstance(earlier, type(method)) or isinstance(method, type(earlier))):
-        raise AdaptError(
-            f"{file} is an adapter of {earlier.name}, but the method to train is {method.name}: train {earlier.name}, "
-            f"or start from an adapter of {method.name}"
-        )
-    _check_settings(method, earlier, file)
-    if method.per_class and described.class_names != tuple(class_names):
-        raise AdaptError(
-            f"{file} has tensors of {method.name} for each of its {len(described.class_names)} classes, but the data "
-            f"has {len(class_names)} classes that are not the same: omit start"
-        )
-
-
-def _check_settings(method: Method, earlier: Method, file: Path) -> None:
-    """Raise AdaptError if a setting that both methods have, and that users choose, has different values."""
-    set_by_training = method.config.set_by_training
-    ours, theirs = (each.config.model_dump(mode="json", exclude=set_by_training) for each in (method, earlier))
-    differing = [key for key in ours if key in theirs and ours[key] != theirs[key]]
-    if differing:
-        key = differing[0]
-        raise AdaptError(
-            f"{file} was trained with {key} set to {theirs[key]!r}, but this training has {ours[key]!r}: set "
-            f"method.{key} to {theirs[key]!r}"
         )

@@ -19,19 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from adapt import tasks
-from adapt.backbones.base import ImageEncoder
 from adapt.backbones.tower import Tower
 from adapt.common.devices import free_bytes, keeping_rng
 from adapt.common.errors import AdaptError
 from adapt.common.shown import readable_bytes
 from adapt.data.bags import largest
 from adapt.data.item import Item
-from adapt.engine.hooks import watched
+from adapt.engine.hooks import token_count
 from adapt.methods.base import Context
 from adapt.models.base import Adapted, is_native
 from adapt.models.image_model import ImageModel
 from adapt.recipe.settings import TrainSettings
-from adapt.training.batches import Batches, BlockBatches, KnownBatches
+from adapt.training.batches import Batches, KnownBatches
 from adapt.training.loop import autocast
 
 if TYPE_CHECKING:
@@ -45,8 +44,6 @@ class ChatBytes:
     """The approximate memory in bytes of a training step on the longest conversations of a data set."""
 
     noun: ClassVar = "conversations"
-    tokens: int
-    """The number of tokens of the longest conversation."""
     answered: int
     """The largest number of tokens of answers in a conversation."""
     each: int
@@ -78,7 +75,7 @@ def chat_bytes(model: ChatModel, items: Sequence[Item], precision: str, stored: 
     kept, current = sum(count * kept for count, kept, _ in sizes), max(count * now for count, _, now in sizes)
     needed = each * (kept + current) + answered * config.get_text_config().vocab_size * 3 * _FP32
     needed *= items[0].task.rows_of_chats
-    return ChatBytes(tokens, answered, needed)
+    return ChatBytes(answered, needed)
 
 
 def _patches_of_a_token(config: Any) -> float:
@@ -132,11 +129,9 @@ def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, proc
     """
     step: StepBytes | ChatBytes
     if is_native(model):
-        from adapt.training.step_memory import chat_bytes
-
         step = chat_bytes(model, batches.items, settings.precision)
     else:
-        block = batches.block if isinstance(batches, BlockBatches) else None
+        block = batches.block if isinstance(batches, KnownBatches) else None
         if not isinstance(model, ImageModel) or (isinstance(batches, KnownBatches) and block is None):
             return 0
         with autocast(model.backbone.device, settings.precision):
@@ -192,7 +187,9 @@ def _of_classes(model: ImageModel) -> int:
         return kept_bytes(model, model.class_features)
     with torch.no_grad():
         features = torch.zeros(_IMAGES, backbone.embed_dim, device=backbone.device, dtype=backbone.dtype)
-        tokens = model.image_tokens(_no_images(backbone)) if "tokens" in model.method.reads else None
+        tokens = (
+            model.image_tokens(backbone.blank().repeat(_IMAGES, 1, 1, 1)) if "tokens" in model.method.reads else None
+        )
     return kept_bytes(model, lambda: model.class_features(features, tokens)) // _IMAGES
 
 
@@ -201,16 +198,11 @@ def _of_an_image(model: ImageModel, block: int | None) -> tuple[int, int]:
     working = 12 * backbone.preprocess.size**2  # three channels of fp32
     if "vision" not in backbone.towers:
         return 0, working
-    tower, images = backbone.tower("vision"), _no_images(backbone)
+    tower, images = backbone.tower("vision"), backbone.blank().repeat(_IMAGES, 1, 1, 1)
     inner = max(projection.shape[0] for projection in tower.blocks[-1].projections.values())
-    working += 4 * _tokens(model, images) * (8 * tower.width + 2 * inner)
+    working += 4 * token_count(backbone) * (8 * tower.width + 2 * inner)
     inputs = images if block is None else model.block_inputs(images, block)
     return kept_bytes(model, lambda: model.image_features(inputs)) // _IMAGES, working
-
-
-def _no_images(backbone: ImageEncoder) -> Tensor:
-    size = backbone.preprocess.size
-    return torch.zeros(_IMAGES, 3, size, size, device=backbone.device, dtype=backbone.dtype)
 
 
 def kept_bytes(model: ImageModel, compute: Callable[[], object]) -> int:
@@ -247,12 +239,3 @@ def _left_as_it_was(model: ImageModel) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
-
-
-def _tokens(model: ImageModel, images: Tensor) -> int:
-    """Return the number of tokens of an image in the vision tower, measured in one forward pass."""
-    backbone = model.backbone
-    with watched(backbone.model, backbone.towers, ["vision.0"]) as seen, torch.inference_mode():
-        backbone.encode_image(images)
-    tokens, _ = seen["vision.0"]
-    return tokens.shape[1]

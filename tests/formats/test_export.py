@@ -355,7 +355,7 @@ def test_a_graph_that_differs_is_not_written(
 
 def test_a_transform_of_ones_own_is_refused(open_clip: Backbone, tmp_path: Path) -> None:
     usual = open_clip.transform(train=False)
-    open_clip._eval_transform = lambda picture: usual(picture.rotate(90))
+    open_clip.eval_transform = lambda picture: usual(picture.rotate(90))
     with pytest.raises(AdaptError, match="prepares images by a custom transform, which"):
         export(model_of(open_clip), tmp_path / "out")
 

@@ -217,7 +217,7 @@ def self_regulated(library: str, fast: bool | None = None) -> AdaptedModel:
 @EVERY_LIBRARY
 def test_prompt_src(library: str, fast: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, expected = published.case("promptsrc_d2")
-    settings.equal("templates", list(prompt_src.TEMPLATES))
+    settings.equal("templates", list(prompt_src.published_templates()))
     model = self_regulated(library, fast)
     with watched(monkeypatch, prompt_src, "divergence") as apart, watched(monkeypatch, F, "l1_loss") as distances:
         terms = compare("promptsrc_d2", model)

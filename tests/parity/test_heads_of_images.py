@@ -20,7 +20,8 @@ from adapt.backbones.joined import JoinedDualEncoder
 from adapt.methods import cafo
 from adapt.methods.base import Encoded, ImageStep, total
 from adapt.methods.base.class_loss import ClassLoss
-from adapt.training.loop import cosine_iteration
+from adapt.recipe.settings import TrainSettings
+from adapt.training.loop import learning_rate
 
 CPU = torch.device("cpu")
 
@@ -81,7 +82,8 @@ def linear_heads(settings: Any, expected: Any, model: Any) -> Any:
 def train(settings: Any, expected: Any, method: Any, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six steps at the published rates: each head's loss before each of them, and the first gradients."""
     rates, count = torch.tensor(method.config.rates), settings["steps"]
-    decays = [cosine_iteration(number, count, 1.0, 0.0) for number in range(count)]
+    schedule = TrainSettings(iterations=count, schedule="cosine_iteration", lr=1.0)
+    decays = [learning_rate(schedule, 0, 1, number, count) for number in range(count)]
     expected.relative("steps.lr", torch.outer(torch.tensor(decays), rates.repeat(4)), within=1e-6)
     optimizer = torch.optim.SGD(method.parameters(), lr=1.0, momentum=0.9)
 

@@ -46,7 +46,7 @@ def data(tiny_split: Split, tmp_path: Path) -> published.Published:
 def test_each_part_of_the_transform_is_compared(
     open_clip: Backbone, tiny_split: Split, data, tmp_path: Path, change: dict[str, Any], differs: dict[str, str]
 ) -> None:
-    open_clip._eval_transform = open_clip.preprocess.evaluation()  # measured as the tiny model reads
+    open_clip.eval_transform = open_clip.preprocess.evaluation()  # measured as the tiny model reads
     open_clip.preprocess = replace(CLIPS, **change)
     open_clip.name = "open_clip:RN50-quickgelu/openai"
     found = reproduce(open_clip, tiny_split, data, str(tmp_path), "RN50")

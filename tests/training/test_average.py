@@ -6,6 +6,7 @@ import math
 import signal
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ import torch
 from selection import by_turns
 from stopping import assert_goes_on_exactly, stopped_at
 
-from adapt.recipe.settings import Average
+from adapt.common.errors import AdaptError
+from adapt.formats import tensor_file
+from adapt.recipe.settings import Average, TrainSettings
 from adapt.training.loop import Trainer, epoch_weights
 
 AVERAGES: list[dict[str, Any]] = [
@@ -68,21 +71,14 @@ def test_a_resumed_run_has_the_same_average(
 
 
 def test_a_checkpoint_of_a_training_without_an_average_is_not_taken_for_one(make_model, train, tmp_path: Path) -> None:
-    from adapt import AdaptError
-    from adapt.training import loop
-
     with stopped_at(4):
         train(make_model(n_ctx=4), out=tmp_path / "run")
-    trained = loop.Trained(
-        make_model(n_ctx=4).method, _no_optimizer(), None, {"average.ctx": torch.zeros(4, 128)}, torch.device("cpu")
-    )
-    recipe = loop.tensor_file.describe(tmp_path / "run/checkpoint.safetensors").metadata["recipe"]
+    checkpoint = tmp_path / "run/checkpoint.safetensors"
+    recipe = tensor_file.describe(checkpoint).metadata["recipe"]
+    run: Any = SimpleNamespace(goes_on=True, checkpoint=checkpoint, identity=recipe)
+    settings = TrainSettings(epochs=3, average=AVERAGES[0])
     with pytest.raises(AdaptError, match="the stored training tensors do not match"):
-        loop.load_checkpoint(tmp_path / "run/checkpoint.safetensors", trained, recipe)
-
-
-def _no_optimizer() -> Any:
-    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+        Trainer(make_model(n_ctx=4), range(3), settings, run)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("average", AVERAGES, ids=lambda each: next(iter(each)))

@@ -15,7 +15,7 @@ from adapt.engine import vision
 from adapt.methods.base import BlockInputs
 from adapt.models.features import block_inputs
 from adapt.recipe.settings import TrainSettings
-from adapt.training.batches import BlockBatches, ImageBatches, training_batches
+from adapt.training.batches import ImageBatches, KnownBatches, training_batches
 
 LATE = {"towers": ["vision"], "blocks": (2, 3), "dropout": 0.0}
 SETTINGS = TrainSettings(epochs=1, workers=0, batch_size=4, augment="none")
@@ -30,7 +30,7 @@ def batches(model, split, cache: bool = True, **changed):
 def test_a_step_from_there_is_a_step_from_the_image(make_model, tiny_split, method, config, block) -> None:
     model = make_model(method, **config)
     known = batches(model, tiny_split)
-    assert isinstance(known, BlockBatches)
+    assert isinstance(known, KnownBatches)
     assert known.block == block
     found, expected = [], []
     for taken, source in ((found, known), (expected, batches(model, tiny_split, cache=False))):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adapt.recipe.settings import TrainSettings
-from adapt.training.batches import FeatureBatches, training_batches
+from adapt.training.batches import KnownBatches, training_batches
 
 _LORA = {"dropout": 0.0, "projections": "qv"}
 
@@ -95,7 +95,7 @@ def test_views_are_fixed_augmented_features(make_model, tiny_split) -> None:
     settings = TrainSettings(epochs=1, views=3, workers=0, batch_size=12)
     model = make_model()
     batches = training_batches(model, tiny_split.train, settings, 1, True, None)
-    assert isinstance(batches, FeatureBatches)
+    assert isinstance(batches, KnownBatches)
     again = training_batches(model, tiny_split.train, settings, 1, True, None)
     epochs = [next(batches.epoch(epoch, 0)) for epoch in range(6)]
     assert torch.equal(epochs[0][0].features, next(again.epoch(0, 0))[0].features)
@@ -116,4 +116,4 @@ def test_features_stand_in_for_images_only_where_they_can(
 ) -> None:
     chosen = TrainSettings(epochs=1, workers=0, **settings)
     batches = training_batches(make_model(method), tiny_split.train, chosen, 1, True, None)
-    assert isinstance(batches, FeatureBatches) is cached
+    assert isinstance(batches, KnownBatches) is cached

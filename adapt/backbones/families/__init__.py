@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adapt.backbones.families.base import Family
-from adapt.backbones.sources import BUNDLED
+from adapt.backbones.sources import BUNDLED, READINGS
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.listing import Listing
 
@@ -23,9 +23,8 @@ names, register = _listing.names, _listing.register
 
 # which files to import for a name or a folder; a family without an entry is found after these
 _OF_PREFIX = {
-    "efficientnet-lite": "efficientnet_lite", "embed:": "embedding_models", "heads:": "embedding_models",
-    "hf:": "hub_models", "last:": "embedding_models", "open_clip:": "open_clip_models", "timm:": "timm_models",
-    "vision:": "clip_images",
+    "efficientnet-lite": "efficientnet_lite", "hf:": "hub_models", "open_clip:": "open_clip_models",
+    "timm:": "timm_models", **dict.fromkeys((f"{reading}:" for reading in READINGS), "other_readings"),
 }  # fmt: skip
 _OF_TWO = {"+": "two_models", "&": "joined_encoders"}
 _OF_FOLDER = ("hub_models", "open_clip_models")

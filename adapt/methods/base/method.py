@@ -6,6 +6,7 @@ A base for methods with modules that are no part of the adapter stands beside it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Self
 
 import torch
@@ -44,11 +45,9 @@ class Context:
         class_features: Callable[[Sequence[str]], Tensor] | None = None,
         class_tokens: dict[str, Callable[[], Tensor]] | None = None,
     ) -> None:
+        kinds = {"features": features or {}, "tokens": tokens or {}, "class tokens": class_tokens or {}}
+        self._outputs = {(kind, name): cache(own[name]) for kind, own in kinds.items() for name in own}
         self._class_features = class_features
-        self._compute = {("features", name): compute for name, compute in (features or {}).items()}
-        self._compute |= {("tokens", name): compute for name, compute in (tokens or {}).items()}
-        self._compute |= {("class tokens", name): compute for name, compute in (class_tokens or {}).items()}
-        self._known: dict[tuple[str, str], Tensor] = {}
 
     def features(self, tower: str) -> Tensor:
         """Return the unit-length features `(b, e)` that `tower` computes for the inputs of the current forward call."""
@@ -73,15 +72,12 @@ class Context:
         return self._class_features(templates)
 
     def _read(self, kind: str, tower: str) -> Tensor:
-        key = (kind, tower)
-        if key not in self._compute:
+        if (kind, tower) not in self._outputs:
             raise AdaptError(
                 f"the method reads {kind} of the {tower} tower, which this call does not compute: "
                 "call model(images), or model.class_features(model.image_features(images))"
             )
-        if key not in self._known:
-            self._known[key] = self._compute[key]()
-        return self._known[key]
+        return self._outputs[kind, tower]()
 
 
 class MethodConfig(StrictModel):
@@ -127,6 +123,8 @@ class Method(nn.Module, Generic[StepT]):
     """Whether the loss contains `step.task_loss()`, of which `train.class_weights` and `train.objective` are."""
     needs_every_class: bool = False
     """Whether every class needs a training image."""
+    per_image: bool = False
+    """Whether class features depend on the image that is being classified."""
     begins_anew: bool = False
     """Whether `prepare` sets the initial values of what trains, so that training cannot continue an earlier adapter."""
 
@@ -157,11 +155,6 @@ class Method(nn.Module, Generic[StepT]):
     @property
     def per_class(self) -> bool:
         """Whether a tensor of the method is specific to the training classes, so that new classes need new training."""
-        return False
-
-    @property
-    def per_image(self) -> bool:
-        """Whether class features depend on the image that is being classified."""
         return False
 
     @property
@@ -212,8 +205,8 @@ class Method(nn.Module, Generic[StepT]):
 
     @property
     def takes_steps(self) -> bool:
-        """Whether the method is trained by gradient steps. By default, this is true if the method has parameters."""
-        return any(True for _ in self.parameters())
+        """Whether gradient steps train the method: by default the setting `train`, or whether it has parameters."""
+        return getattr(self.config, "train", None) or any(True for _ in self.parameters())
 
     def trains(self) -> Iterable[nn.Parameter]:
         """Return the parameters for the optimiser, including trained parameters that adapter files leave out."""

@@ -11,21 +11,19 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
 from adapt.backbones.tokenizer import TextTokenizer
-from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Training
+from adapt.methods.base import Choice, Grid, ImageStep, Method, Training
 from adapt.methods.base.step import Encoded
 from adapt.methods.base.traits import Grades, OwnClassifier
-from adapt.methods.zero_shot import Templates
+from adapt.methods.zero_shot import TemplatesConfig
 from adapt.prompts import Prompt
 
 WORDS = (0.0, *(10.0 ** (k / 2) for k in range(-4, 5)))  # 0, and 0.01 to 100
 ABOVE = 2.0  # standard errors above chance from which class names count as informative
 
 
-class PlainClassifierConfig(MethodConfig):
+class PlainClassifierConfig(TemplatesConfig):
     words: float | None = Field(default=0.0, ge=0)
     """Weight of the zero-shot logits beside the classifier's own; 0 leaves them out, null lets the data choose."""
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged, for the zero-shot logits."""
 
 
 class PlainClassifier(Method[ImageStep], Grid, OwnClassifier):

@@ -101,8 +101,15 @@ class Step:
         values = None if self.task is None else self.task.values(self.items)
         return None if values is None else moved(values.float(), self.model.backbone.device)
 
-    def task_loss(self) -> Terms:
-        """Return the loss terms of the task by name. A method may replace these terms or add further terms."""
+    def task_loss(self, logits: Tensor | None = None) -> Terms:
+        """Return the loss terms of the task by name. A method may replace these terms or add further terms.
+
+        If `logits` are given, they take the place of the method's.
+        """
+        if logits is not None:
+            other = self.again()
+            other.logits = logits
+            return other.task_loss()
         task = self.task
         return checked(task.loss(self), f"the task {task.name}") if task else self.class_terms
 
@@ -114,11 +121,6 @@ class Step:
             return {"cross_entropy": self.cross_entropy}
         assert self.labels is not None
         return {own.term: own(self.logits, self.labels)}
-
-    @property
-    def frozen_logits(self) -> Tensor:
-        """The logits `(b, n)` of the classes by the unadapted backbone."""
-        raise NotImplementedError
 
     @property
     def weight(self) -> float:
@@ -363,6 +365,7 @@ class ImageStep(Step):
 
     @property
     def frozen_logits(self) -> Tensor:
+        """The logits `(b, n)` of the classes by the unadapted backbone."""
         classes, backbone = self.frozen_class_features(self.model.class_loss.template), self.model.backbone
         return backbone.logit_scale * self.frozen_features.float() @ classes.float().T + backbone.logit_bias
 
@@ -493,7 +496,7 @@ def distill(step: ImageStep) -> Tensor:
     return 1 - (step.features.float() * step.frozen_features.float()).sum(-1).mean()
 
 
-def kl(step: Step) -> Tensor:
+def kl(step: Any) -> Tensor:
     """Return the mean cross-entropy of the classes' probabilities with the unadapted backbone's, as an extra term.
 
     Its gradient is that of the divergence from the backbone's answers, by which RL holds a model to its reference.

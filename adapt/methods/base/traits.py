@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar
 
 import torch
 from pydantic import BaseModel
@@ -314,9 +314,9 @@ def learned(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     return {key: tensor for key, tensor in own.items() if key not in ("token_prefix", "token_suffix")}
 
 
-def unpublished(method: type[Method]) -> AdaptError:
-    """Return an AdaptError which says that adapt cannot read published checkpoints of `method`."""
-    return AdaptError(f"adapt cannot read published {method.name} checkpoints: train an adapter instead")
+def unpublished(cls: type[Method], state: dict[str, Tensor], given: Mapping[str, object]) -> NoReturn:
+    """Raise AdaptError: to be the `published` of a method whose checkpoints are not those of the method it extends."""
+    raise AdaptError(f"adapt cannot read published {cls.name} checkpoints: train an adapter instead")
 
 
 class ChecksAdapter(Trait):

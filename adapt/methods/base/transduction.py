@@ -7,7 +7,7 @@ the answers to the images nearest to it. Rounds alternate between these probabil
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,25 +15,23 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from adapt.methods.base.method import Method, MethodConfig
+from adapt.methods.base.method import Method
 from adapt.methods.base.step import ImageStep
 from adapt.methods.base.traits import OverSet
-from adapt.methods.zero_shot import Templates
+from adapt.methods.zero_shot import TemplatesConfig
 
 PASSES = 5  # over the images' probabilities, in each round
 TEMPERATURE = 50.0
 ROWS = 2048  # of cosines that are held at once
 
 
-class TransductionConfig(MethodConfig):
+class TransductionConfig(TemplatesConfig):
     rounds: int = Field(default=10, ge=1)
     """How often the Gaussians of the classes are fitted to the images."""
     neighbours: int = Field(default=3, ge=1)
     """The number of nearest images whose answers an image shares."""
     neighbour_weight: float = Field(default=1.0, ge=0)
     """Weight of the neighbours' answers (the papers' lambda)."""
-    template: Templates = "a photo of a {}."
-    """One template, or several whose features are averaged."""
 
 
 class Neighbours(NamedTuple):
@@ -77,32 +75,6 @@ class Gaussians(NamedTuple):
         return -(squares + (self.mean.square() * precision).sum(-1) + variance.log().sum(-1)) / 2
 
 
-class Round(NamedTuple):
-    """The log-probabilities `(n, c)` of a set of images after a round, and the Gaussians for the next round."""
-
-    answers: Tensor
-    classes: Gaussians
-
-
-class Transduction(Method[ImageStep], OverSet):
-    """The base class of methods that answer a set of images by Gaussians, without training."""
-
-    serves = ("dual encoder", "vision encoder")
-    learns_any_step = False  # the answers to a set are of one class each
-
-    @property
-    def smallest(self) -> int:
-        return int(self.config.neighbours) + 1
-
-    def infer_set(self, step: ImageStep) -> Tensor:
-        *_, (answers, _) = self.rounds(step)
-        return answers
-
-    @abstractmethod
-    def rounds(self, step: ImageStep) -> Iterator[Round]:
-        """Return an iterator over the rounds in which a set of images is answered."""
-
-
 class Moments(NamedTuple):
     """The sums over images of class weights `(c, 1)`, of weighted features and of their squares, both `(c, e)`."""
 
@@ -125,6 +97,51 @@ class Moments(NamedTuple):
         return self.squares - 2 * mean * self.sums + mean.square() * self.weight
 
 
+class Round(NamedTuple):
+    """The log-probabilities `(n, c)` of a set of images after a round, and the Gaussians for the next round."""
+
+    answers: Tensor
+    classes: Gaussians
+
+
+class Transduction(Method[ImageStep], OverSet):
+    """The base class of methods that answer a set of images by Gaussians, without training."""
+
+    serves = ("dual encoder", "vision encoder")
+    learns_any_step = False  # the answers to a set are of one class each
+
+    @property
+    def smallest(self) -> int:
+        return int(self.config.neighbours) + 1
+
+    def infer_set(self, step: ImageStep) -> Tensor:
+        *_, (answers, _) = self.rounds(step)
+        return answers
+
+    @abstractmethod
+    def start(self, step: ImageStep) -> Gaussians:
+        """Return the Gaussians of the classes at the start."""
+
+    @abstractmethod
+    def fitted(self, features: Tensor, weights: Tensor, start: Gaussians) -> Gaussians:
+        """Return Gaussians for features `(n, e)` of the images and their probabilities `(n, c)` of the classes."""
+
+    def rounds(self, step: ImageStep) -> Iterator[Round]:
+        """Yield the rounds in which a set is answered; the last answers by the last Gaussians and fits none."""
+        config, features, prior = self.config, step.features, step.logits.log_softmax(-1)
+        neighbours = Neighbours.of(features, config.neighbours)
+        weight = config.neighbour_weight * TEMPERATURE / (2 * config.neighbours)
+        answers, start = prior, self.start(step)
+        classes = start
+        for number in range(config.rounds + 1):
+            density = classes.log_density(features)
+            for _ in range(PASSES):
+                near = weight * neighbours.sums(answers.exp())
+                answers = F.log_softmax(prior + (density + near) / TEMPERATURE, dim=-1)
+            classes = self.fitted(features, answers.exp(), start) if number < config.rounds else classes
+            yield Round(answers, classes)
+
+
 def doubt_of_absent_classes(logits: Tensor) -> str:
     """Return that most classes seem to be absent from a set of images with logits `(n, c)`, or "" if they do not."""
     shares = logits.softmax(-1).mean(0)
@@ -132,26 +149,3 @@ def doubt_of_absent_classes(logits: Tensor) -> str:
     if apparent >= classes / 2:
         return ""
     return f"about {apparent:.0f} of {classes} classes appear in the images, but each is expected to"
-
-
-def transduced(
-    config: TransductionConfig,
-    step: ImageStep,
-    start: Gaussians,
-    fitted: Callable[[Tensor], Gaussians],
-) -> Iterator[Round]:
-    """Yield the rounds from Gaussians `start`; the last round answers by the last Gaussians and fits none.
-
-    `fitted` returns Gaussians for probabilities `(n, c)` of the images.
-    """
-    features, prior = step.features, step.logits.log_softmax(-1)
-    neighbours = Neighbours.of(features, config.neighbours)
-    weight = config.neighbour_weight * TEMPERATURE / (2 * config.neighbours)
-    answers, classes = prior, start
-    for number in range(config.rounds + 1):
-        density = classes.log_density(features)
-        for _ in range(PASSES):
-            near = weight * neighbours.sums(answers.exp())
-            answers = F.log_softmax(prior + (density + near) / TEMPERATURE, dim=-1)
-        classes = fitted(answers.exp()) if number < config.rounds else classes
-        yield Round(answers, classes)

@@ -35,17 +35,17 @@ from adapt.backbones.tower import Tower, TowerName
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.edits import Bypass, Edit, Parallel
-from adapt.methods.base import KINDS, Context, ImageStep, Method, MethodConfig, Step, Terms, Training
+from adapt.methods.base import KINDS, Context, ImageStep, Method, Step, Terms, Training
 from adapt.methods.base.traits import ChoosesOnValidation, Reports, SkipsBlocks
 from adapt.methods.das.search import Found, Search, plot_search
-from adapt.methods.zero_shot import Template
+from adapt.methods.zero_shot import TemplateConfig
 
 DEFAULT_SKIP = 2
 _IMITATED = ("dual encoder", "vision encoder")  # the kinds whose vision blocks can be imitated
 SiteName = Literal["attn", "cross", "mlp"]
 
 
-class DASConfig(MethodConfig):
+class DASConfig(TemplateConfig):
     skip: int | None = Field(default=None, ge=0)
     """The number of blocks to skip, chosen by a search; 2 unless keep_flops or skipped is set."""
     keep_flops: float | None = Field(default=None, gt=0, lt=1)
@@ -70,8 +70,6 @@ class DASConfig(MethodConfig):
     imitate: int = Field(default=0, ge=0)
     """Epochs in which adapters in place of vision blocks first learn to imitate the blocks, before a search and again
     before training, at the training's learning rate and with at most four images a step."""
-    template: Template = "a photo of a {}."
-    """The prompt, with {} for the class name."""
 
     @model_validator(mode="after")
     def _consistent(self) -> DASConfig:
