@@ -276,9 +276,6 @@ class _Time(click.ParamType):
             self.fail(f"{value!r} is not a time such as 90s, 10m or 1h", param, ctx)
         return float(match[1]) * _SECONDS[match[2]]
 
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        return "TIME"
-
 
 class _Options(TypedDict):
     """The options that are handed on to `adapt.recommend`."""
