@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from adapt.common.disk import write_csv, write_json
 from adapt.common.errors import AdaptError
+from adapt.common.grouping import grouped
 from adapt.common.plain import JsonObject
 from adapt.common.progress import readable_time
 from adapt.evaluation import stored
@@ -323,9 +324,7 @@ def _check_one_test_set(rows: Sequence[Row]) -> None:
 
 def summaries(protocol: Protocol, rows: Sequence[Row]) -> list[Summary]:
     """Return a summary for each group of result rows that differ only by seed."""
-    groups: dict[tuple[int | None, str | None], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["shots"], row.get("setting")), []).append(row)
+    groups = grouped(((row["shots"], row.get("setting")), row) for row in rows)
     return [_summary(protocol, *key, group) for key, group in groups.items()]
 
 

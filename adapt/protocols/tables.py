@@ -11,14 +11,15 @@ import csv
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Literal, NamedTuple
 
 from adapt.common.errors import AdaptError, nearest
+from adapt.common.grouping import grouped
 from adapt.common.shown import guarded
 from adapt.evaluation import stored
 from adapt.protocols.papers import data_set, figures_for
@@ -105,22 +106,13 @@ def as_latex(cells: Cells) -> str:
     latex_row = "{} \\\\".format
     titles = latex_row(" & ".join(_escaped(str(cell)) for cell in header))
     lines = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", titles, r"\midrule"]
-    for number, block in enumerate(_blocks(rows)):
+    blocks = [list(block) for filled, block in groupby(rows, bool) if filled]
+    for number, block in enumerate(blocks):
         lines += [r"\midrule"] * (number > 0)
         columns = [[cell for cell in column if isinstance(cell, Value)] for column in zip(*block, strict=True)]
         best = [max(column, key=lambda value: value.mean, default=None) for column in columns]
         lines += [latex_row(" & ".join(_bold(cell, top) for cell, top in zip(row, best, strict=True))) for row in block]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
-
-
-def _blocks(rows: Cells) -> Iterator[list[TableRow]]:
-    block: list[TableRow] = []
-    for row in [*rows, []]:
-        if row:
-            block.append(row)
-        elif block:
-            yield block
-            block = []
 
 
 def _bold(cell: str | Value, best: Value | None) -> str:
@@ -249,9 +241,7 @@ def _of(results: Results, kind: Literal["mean", "std", "zero_shot", "together"])
         by_domain = {str(group["setting"]): group[kind]["test"] for group in results["summary"]}
         average = mean(by_domain.values())
         if kind == "std":  # over the seeds, of the mean accuracy over the domains
-            by_seed: dict[int, list[float]] = {}
-            for row in results["runs"]:
-                by_seed.setdefault(row["seed"], []).append(row["test"])
+            by_seed = grouped((row["seed"], row["test"]) for row in results["runs"])
             averages = [mean(each) for each in by_seed.values()]
             average = stdev(averages) if len(averages) > 1 else 0.0
         return by_domain | {"average": average}
@@ -370,9 +360,8 @@ def curves(results: Sequence[Results]) -> dict[str, dict[str, Curve]]:
     AdaptError as `table_of_sets` does.
     """
     grid = _Grid(results)
-    sets = dict(zip(_names(grid.sets), range(len(grid.sets)), strict=True))
-    panels = {name: slice(place, place + 1) for name, place in sets.items()}
-    if len(sets) > 1:
+    panels = {name: slice(place, place + 1) for place, name in enumerate(_names(grid.sets))}
+    if len(panels) > 1:
         panels = {"average": slice(None)} | panels
     lines = {grid.baseline: grid.baselines} | {method: partial(grid.raw, method=method) for method in grid.methods}
     drawn: dict[str, dict[str, Curve]] = {}
