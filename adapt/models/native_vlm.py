@@ -401,9 +401,7 @@ class ChatModel(Adapted[NativeVLM]):
     @property
     def ends(self) -> list[int]:
         """The ids of tokens that end an answer: the chat template's, the tokenizer's and the model's own."""
-        own, tokenizer = self.backbone.vlm.generation_config.eos_token_id, self.backbone.tokenizer
-        known = {tokenizer.eos_token_id, self.backbone.end, *(own if isinstance(own, list) else [own])}
-        return sorted(known - {None})
+        return generation.ends(self.backbone.vlm, self.backbone.tokenizer, self.backbone.end)
 
     def chat(self, chat: Chat, images: Sequence[object] = (), **options: Any) -> Answer:
         """Return the next answer in a conversation; `images` are of any form that `adapt.data.open_image` takes.
