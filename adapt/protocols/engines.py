@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adapt import methods
 from adapt.common import devices
-from adapt.common.errors import AdaptError, missing
+from adapt.common.errors import AdaptError, needing
 from adapt.common.interrupt import Terminated, end_with_the_parent
 from adapt.common.shown import one_line
 from adapt.protocols.runs import RETRIES, PlannedRun, Row, is_finished, measure
@@ -135,10 +135,8 @@ class Engine:
 
     def _on_ray(self, runs: Sequence[PlannedRun], out: Path, track: Track) -> Iterator[Row]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # by default Ray reports every cluster to its makers
-        try:
+        with needing("--engine ray", "Ray", "ray"):
             import ray
-        except ImportError:
-            raise missing("--engine ray", "Ray", "ray") from None
         started = not ray.is_initialized()
         if started:
             self._start(ray)
@@ -298,10 +296,8 @@ def _result(name: str, job: Job[Row | AdaptError | None]) -> Row | AdaptError | 
 
 
 def _executor(folder: Path, at_once: int, options: Mapping[str, str]) -> Executor:
-    try:
+    with needing("--engine slurm", "submitit", "slurm"):
         import submitit
-    except ImportError:
-        raise missing("--engine slurm", "submitit", "slurm") from None
     for command, why in (("srun", "runs the jobs"), ("sacct", "says which jobs died")):
         if shutil.which(command) is None:
             raise AdaptError(
