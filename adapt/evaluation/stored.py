@@ -5,21 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, NonNegativeInt, TypeAdapter, ValidationError, model_validator
 
 from adapt.common import plain
 from adapt.common.errors import AdaptError
 from adapt.common.shown import shown
 from adapt.evaluation.learning_curve import LearningCurve
+from adapt.evaluation.scores import Figure
 
 _SHARE = Field(ge=0, le=1)
 
 
-class _Stored(BaseModel):
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
-
-
-class _Scores(_Stored):
+class _Scores(BaseModel):
     accuracy: float = _SHARE
     mean_class_accuracy: float = _SHARE
     calibration_error: float = Field(default=0.0, ge=0, le=1)  # scores by cosines have none
@@ -30,7 +27,7 @@ class _Scores(_Stored):
     by_class_intervals: dict[str, tuple[float, float]] = {}
 
 
-class Metrics(_Stored):
+class Metrics(BaseModel):
     """The content of a finished run's metrics.json, which has no scores if the run has no test images."""
 
     method: str
@@ -51,7 +48,7 @@ class Measured(Metrics):
     zero_shot: _Scores
 
 
-class _Target(_Stored):
+class _Target(BaseModel):
     data: dict[str, object]
     test_set: str
     adapted: float = Field(le=1)  # R² has no lower bound
@@ -60,28 +57,28 @@ class _Target(_Stored):
     interval: tuple[float, float] | None = None
 
 
-class Tracking(_Stored):
+class Tracking(BaseModel):
     """The content of a run's tracking.json: the run's id, and the last training step sent to each tracker."""
 
     id: str = Field(pattern="^[0-9a-f]{12}$")
     told: dict[str, NonNegativeInt]
 
 
-class _Data(_Stored):
+class _Data(BaseModel):
     source: str
 
 
-class _Method(_Stored):
+class _Method(BaseModel):
     name: str
 
 
-class _Recipe(_Stored):
+class _Recipe(BaseModel):
     method: _Method
     backbone: str
     data: _Data
 
 
-class _Row(_Stored):
+class _Row(BaseModel):
     run: str
     shots: int | None = None
     seed: int | None = None
@@ -89,7 +86,7 @@ class _Row(_Stored):
     zero_shot_test: float | None = None
 
 
-class _Summary(_Stored):
+class _Summary(BaseModel):
     shots: int | None
     mean: dict[str, float]
     std: dict[str, float]
@@ -100,7 +97,7 @@ class _Summary(_Stored):
     val: float | None = None
 
 
-class ProtocolResults(_Stored):
+class ProtocolResults(BaseModel):
     """The content of a protocol's results file, such as few_shot.json: the recipe, runs and summaries over seeds."""
 
     protocol: str
@@ -122,14 +119,7 @@ class ProtocolResults(_Stored):
         return self
 
 
-class _Figure(_Stored):
-    name: str
-    title: str
-    share: bool
-    beside: dict[str, str]
-
-
-class _Compared(_Stored):
+class _Compared(BaseModel):
     method: str
     accuracy: float = Field(default=0.0, ge=0, le=1)  # another figure has its own name
     error: float = Field(ge=0)
@@ -138,14 +128,14 @@ class _Compared(_Stored):
     command: str
 
 
-class Recommended(_Stored):
+class Recommended(BaseModel):
     """The results of `adapt recommend`, as stored in a JSON file."""
 
     data: str
     backbone: str
     backbones: list[str] = []  # that were compared; none of earlier versions
     folds: int
-    figure: _Figure | None = None  # the accuracy, of earlier versions
+    figure: Figure | None = None  # the accuracy, of earlier versions
     train_images: int
     classes: int
     chosen: str
@@ -157,17 +147,17 @@ class Recommended(_Stored):
     learning_curve: LearningCurve | None = None  # none of earlier versions
 
 
-class _Descriptor(_Stored):
+class _Descriptor(BaseModel):
     text: str
     cosine: float
 
 
-class _Reasons(_Stored):
+class _Reasons(BaseModel):
     name: str
     descriptors: list[_Descriptor] = Field(min_length=1)
 
 
-class _Explained(_Stored):
+class _Explained(BaseModel):
     path: str
     actual: str
     reasons: list[_Reasons] = Field(min_length=1)
