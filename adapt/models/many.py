@@ -152,7 +152,8 @@ def _predicted(models: dict[int, Adapted], images: list[Any], query: Query) -> d
     """Return a batch's predictions by model index, for models that share a backbone and preprocessing."""
     pixels = next(iter(models.values())).batched(images)
     with ExitStack() as stack, torch.no_grad():
-        for model in sorted(models.values(), key=_keeps_modes):  # first those whose modes change
+        # first those whose modes change
+        for model in sorted(models.values(), key=lambda model: not any(each.training for each in model.modules())):
             stack.enter_context(evaluating(model))
         return {index: list(models[index]._predictions(inputs, query)) for index, inputs in entering(models, pixels)}
 
@@ -168,11 +169,6 @@ def entering(models: dict[int, Adapted], pixels: Any) -> Iterator[tuple[int, Any
         if begins[index] and isinstance(model, ImageModel) and isinstance(inputs, torch.Tensor | BlockInputs):
             inputs = model.block_inputs(inputs, begins[index])
         yield index, inputs
-
-
-def _keeps_modes(model: Adapted) -> bool:
-    """Return whether all modules of `model` are in evaluation mode already."""
-    return not any(module.training for module in model.modules())
 
 
 def _begins(model: Adapted) -> int:
