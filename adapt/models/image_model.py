@@ -390,6 +390,15 @@ class ImageModel(Adapted[E]):
         )
         return (replace(each, sighting=own) for each, own in zip(answered, sightings, strict=True))
 
+    def _for(self, class_names: tuple[str, ...], **options: Any) -> Self:
+        """Return a model for other class names, which shares all else with this one."""
+        other = type(self)(
+            self.backbone, self.method, class_names, self.fast, checkpointing=self.checkpointing, **options
+        )
+        other.training, other.metadata, other.answers = self.training, dict(self.metadata), self.answers
+        other.watch = self.watch_for(class_names)
+        return other
+
     def _check_classes(self) -> None:
         if not self.class_names:
             raise AdaptError(
