@@ -140,9 +140,7 @@ def gathered(split: Split, sources: Sequence[Path], progress: bool) -> tuple[Spl
     Raises AdaptError if there is nothing to ask about.
     """
     files = [source for source in sources if source.is_file() and source.suffix.lower() == ".csv"]
-    lists = [
-        file for file in files if {"path", "class"} <= set(csv_rows(file)[0])
-    ]  # as `recommend` and `data check` write
+    lists = [file for file in files if {"path", "class"} <= set(csv_rows(file)[0])]  # of `recommend`, `data check`
     doubts = {path: doubt for source in lists for path, doubt in doubts_in(source, split).items()}
     new = _further([source for source in sources if source not in lists], split, progress)
     split = replace(split, unlabelled=split.unlabelled + new)
