@@ -7,8 +7,6 @@ harmonic mean of the averages, as in the papers (CoCoOp, section 4.1).
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -20,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.grouping import grouped
-from adapt.common.shown import guarded
+from adapt.common.shown import csv_text
 from adapt.evaluation import stored
 from adapt.protocols.papers import data_set, figures_for
 from adapt.protocols.protocol import Figures, Results, harmonic
@@ -66,7 +64,7 @@ def as_markdown(cells: Cells) -> str:
 
 def as_csv(cells: Cells) -> str:
     """Return a table as CSV, in which cells that a spreadsheet would run as formulas are escaped."""
-    return _csv([[str(cell) for cell in row] for row in cells if row])
+    return csv_text(map(str, row) for row in cells if row).rstrip("\n")
 
 
 def as_numbers(cells: Cells) -> str:
@@ -80,7 +78,7 @@ def as_numbers(cells: Cells) -> str:
             columns += zip(*[(f"{title} mean", f"{title} std (n-1)", f"{title} runs"), *map(_parts, column)])
         else:
             columns.append([title, *column])
-    return _csv(list(zip(*columns)))
+    return csv_text(zip(*columns)).rstrip("\n")
 
 
 def _parts(cell: str | Value) -> tuple[str, str, str]:
@@ -88,12 +86,6 @@ def _parts(cell: str | Value) -> tuple[str, str, str]:
     if not isinstance(cell, Value):
         return cell, "", ""
     return f"{100 * cell.mean:.4f}", "" if cell.std is None else f"{100 * cell.std:.4f}", str(cell.runs)
-
-
-def _csv(rows: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(map(guarded, row) for row in rows)
-    return text.getvalue().rstrip("\n")
 
 
 def as_latex(cells: Cells) -> str:
