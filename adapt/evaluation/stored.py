@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 from pydantic import BaseModel, Field, NonNegativeInt, TypeAdapter, ValidationError, model_validator
+from typing_extensions import TypedDict
 
 from adapt.common import plain
 from adapt.common.errors import AdaptError
@@ -86,15 +87,21 @@ class _Row(BaseModel):
     zero_shot_test: float | None = None
 
 
-class _Summary(BaseModel):
+class Summary(TypedDict):
+    """Means and standard deviations of accuracies over the seeds, in [0, 1], and the zero-shot accuracies.
+
+    `together` are mean accuracies of answers about the whole test set together, of a method that gives such answers.
+    There is one summary for each number of shots, each `setting` of a sweep, or each left-out domain.
+    """
+
     shots: int | None
+    setting: NotRequired[str | None]
+    val: NotRequired[float | None]
+    runs: NotRequired[Annotated[int, Field(ge=1)]]
     mean: dict[str, float]
     std: dict[str, float]
     zero_shot: dict[str, float]
-    together: dict[str, float] = {}
-    runs: int = Field(default=1, ge=1)
-    setting: str | None = None  # of a sweep; the domain that was left out
-    val: float | None = None
+    together: NotRequired[dict[str, float]]
 
 
 class ProtocolResults(BaseModel):
@@ -103,18 +110,18 @@ class ProtocolResults(BaseModel):
     protocol: str
     recipe: _Recipe
     runs: list[_Row]
-    summary: list[_Summary] = Field(min_length=1)
+    summary: list[Summary] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _of_curves(self) -> ProtocolResults:
-        figures = [each for group in self.summary for each in (group.mean, group.std, group.zero_shot)]
+        figures = [each for group in self.summary for each in (group["mean"], group["std"], group["zero_shot"])]
         by_group = ("few_shot", "leave_one_out")
         if self.protocol in by_group and not all("test" in each for each in figures):
             raise ValueError("the figure test is missing for a number of shots or a domain")
         needed = [value for row in self.runs for value in (row.shots, row.seed, row.test, row.zero_shot_test)]
         if self.protocol == "few_shot" and None in needed:
             raise ValueError("the shots, the seed, or the figure test or zero_shot_test are missing for a run")
-        if self.protocol in ("leave_one_out", "sweep") and any(group.setting is None for group in self.summary):
+        if self.protocol in ("leave_one_out", "sweep") and any(group.get("setting") is None for group in self.summary):
             raise ValueError("the setting is missing for a group of runs")
         return self
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 from filelock import FileLock
 
@@ -22,6 +22,7 @@ from adapt.common.grouping import grouped
 from adapt.common.plain import JsonObject
 from adapt.common.progress import readable_time
 from adapt.evaluation import stored
+from adapt.evaluation.stored import Summary
 from adapt.protocols.engines import Engine
 from adapt.protocols.plain_runs import is_run
 from adapt.protocols.runs import TEST_SET, PlannedRun, Row, Target, alike, check, recipe_in
@@ -206,23 +207,6 @@ def _check_numbers(what: str, numbers: Sequence[int], least: int) -> None:
 
 LOCAL = Engine()
 SHORT = 5.0  # seconds for which no time left is shown
-
-
-class Summary(TypedDict):
-    """Means and standard deviations of accuracies over the seeds, in [0, 1], and the zero-shot accuracies.
-
-    `together` are mean accuracies of answers about the whole test set together, of a method that gives such answers.
-    There is one summary for each number of shots, each `setting` of a sweep, or each left-out domain.
-    """
-
-    shots: int | None
-    setting: NotRequired[str]
-    val: NotRequired[float | None]
-    runs: int
-    mean: Figures
-    std: Figures
-    zero_shot: Figures
-    together: NotRequired[Figures]
 
 
 class Results(TypedDict):
