@@ -273,10 +273,10 @@ def quiet_libraries() -> Iterator[None]:
         yield
 
 
-def check_matplotlib(what: str) -> None:
-    """Raise AdaptError, before any long work is done, if matplotlib, which plots `what`, is not installed."""
-    if find_spec("matplotlib") is None:
-        raise missing(what, "matplotlib", "plot")
+def check_installed(what: str, extra: str, *libraries: str) -> None:
+    """Raise AdaptError, before any long work is done, if a library of an extra that `what` needs is not installed."""
+    if absent := [name for name in libraries if find_spec(name) is None]:
+        raise missing(what, ", ".join(absent), extra)
 
 
 def numbers(what: str, text: str, kind: type[Number] = int) -> list[Number]:

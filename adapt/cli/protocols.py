@@ -395,7 +395,7 @@ def table(
     if runs and (against is not None or plots):
         raise AdaptError("--against and --plot are for results of protocols, which have several seeds: leave them out")
     if plots:
-        common.check_matplotlib("--plot")
+        common.check_installed("--plot", "plot", "matplotlib")
     for path in plots:
         if path.suffix not in (".png", ".svg", ".pdf"):
             raise AdaptError(f"--plot {path} has the suffix {path.suffix or 'none'!r}; expected .png, .svg or .pdf")
@@ -430,7 +430,7 @@ def report(runs: tuple[Path, ...], *, out: Annotated[Path, "HTML file to write."
     The page is a single self-contained file with tables, curves, confusion matrices, and the wrong predictions that the
     models made with the highest confidence.
     """
-    common.check_matplotlib("a report")
+    common.check_installed("a report", "plot", "matplotlib")
     from adapt.common.disk import check_writable, write_text
     from adapt.protocols.report import report as page
 

@@ -85,7 +85,7 @@ def train(
     if ((resume or plot) and folder is None) or (resume and out is None):
         raise AdaptError("--resume and --plot need the run's directory: give --out FOLDER")
     if plot:
-        common.check_matplotlib("--plot")
+        common.check_installed("--plot", "plot", "matplotlib")
     overrides += ("watch=true",) * watch
     if keep_flops is not None:
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
