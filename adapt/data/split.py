@@ -437,10 +437,8 @@ def folds(items: Sequence[Item], count: int, seed: int, every_class: bool = True
     if count < 2:
         raise AdaptError(f"folds is {count}; expected at least 2, one fold to test on and other folds to train on")
     stream, fold_of = random.Random(seed), dict[str, int]()
-    groups: dict[str, dict[str, int]] = {}  # number of images, by class and group
-    for item in items:
-        own = groups.setdefault(item.stratum, {})
-        own[item.kept_with] = own.get(item.kept_with, 0) + 1
+    names_of = grouped((item.stratum, item.kept_with) for item in items)
+    groups = {stratum: Counter(names) for stratum, names in names_of.items()}  # numbers of images
     for own in groups.values():
         drawn = list(own)
         stream.shuffle(drawn)

@@ -80,16 +80,12 @@ def report(paths: Sequence[Path]) -> str:
     ]
     order = [-1.0 if gain is None else gain for gain in gains]  # what was not measured comes last
     shown_protocols, cells = _protocols(protocols), plain_table(runs)
+    tables: list[Cells] = [cells, *(page["cells"] for page in shown_protocols)]
     return _template().render(
         protocols=shown_protocols,
         recommendations=[_recommendation(run.path) for run in runs if (run.path / _RECOMMENDATION).is_file()],
         cells=cells,
-        several_seeds=any(
-            "±" in cell
-            for each in [cells, *(page["cells"] for page in shown_protocols)]
-            for row in each
-            for cell in row
-        ),
+        several_seeds=any("±" in str(cell) for table in tables for row in table for cell in row),
         threshold=THRESHOLD,
         groups=pages,
         opened=max(range(len(pages)), key=lambda place: order[place], default=None),
