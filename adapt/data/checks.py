@@ -272,11 +272,6 @@ CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
 )
 
 
-def lists_of(findings: Sequence[Finding]) -> dict[str, list[ListRow]]:
-    """Return the table rows of all findings, grouped by the name of the output list, such as "duplicates"."""
-    return grouped((finding.list, row) for finding in findings for row in finding.rows)
-
-
 def _files(files: Sequence[object]) -> str:
     return "1 file is" if len(files) == 1 else f"{len(files):,} files are"
 

@@ -408,7 +408,8 @@ class ChatModel(Adapted[NativeVLM]):
 
         `options` are those of `generate`.
         """
-        return self.generate([self._opened(images)], [chat], **options)[0]
+        pictures = [open_image(image, turned=self.backbone.preprocess.turned) for image in images]
+        return self.generate([pictures], [chat], **options)[0]
 
     def answer(self, image: object, question: str, **options: object) -> Answer:
         """Return the answer to a question about one image, of any form that `adapt.data.open_image` takes."""
@@ -427,9 +428,6 @@ class ChatModel(Adapted[NativeVLM]):
         step = self.step(images)
         step.chats = [Chat.about(self.backbone.question)] * len(images)
         return self.answered(step)
-
-    def _opened(self, images: Sequence[object]) -> ChatImages:
-        return [open_image(image, turned=self.backbone.preprocess.turned) for image in images]
 
     def decide(self, step: Step) -> tuple[list[str], list[float]]:
         assert isinstance(step, ChatStep)
