@@ -16,6 +16,7 @@ from adapt.cli import options as common
 from adapt.cli.options import Argument, Option, command
 from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError
+from adapt.common.grouping import grouped
 from adapt.common.shown import shown, spread
 
 if TYPE_CHECKING:
@@ -165,9 +166,8 @@ def _print_findings(looked: Looked, findings: Sequence[Finding]) -> None:
 
 def _write_lists(out: Path, findings: Sequence[Finding]) -> None:
     from adapt.common.disk import new_folder, write_csv
-    from adapt.data.checks import lists_of
 
-    lists = lists_of(findings)
+    lists = grouped((finding.list, row) for finding in findings for row in finding.rows)
     if not lists:
         click.echo(f"Nothing was found, so no list was written to {shown(str(out))}.")
         return

@@ -11,6 +11,7 @@ import click
 
 from adapt.common import hub
 from adapt.common.errors import AdaptError
+from adapt.common.grouping import grouped
 from adapt.common.shown import shown
 from adapt.formats import PEFT_CONFIG
 
@@ -80,10 +81,8 @@ def image_files(images: Sequence[Path], items: bool = False) -> Iterator[ImageFi
 
 def by_item(files: Sequence[ImageFile]) -> list[list[ImageFile]]:
     """Return the files of each item, in the order of its first file; a file of no item stands alone."""
-    items: dict[object, list[ImageFile]] = {}
-    for number, file in enumerate(files):
-        items.setdefault((file.source, file.item) if file.item else number, []).append(file)
-    return [*items.values()]
+    keys = ((file.source, file.item) if file.item else str(number) for number, file in enumerate(files))
+    return [*grouped(zip(keys, files, strict=True)).values()]
 
 
 def opened_items(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, g
 
 import click
 
+from adapt.common import plain
 from adapt.common.errors import AdaptError, missing
 from adapt.common.shown import unseen
 
@@ -36,6 +37,7 @@ REQUIRED = inspect.Parameter.empty
 
 # option of a command that takes a recipe -> key of the recipe
 _KEYS = {
+    "data": "data.source",
     "root": "data.root",
     "columns": "data.columns",
     "shots": "data.shots",
@@ -134,9 +136,6 @@ class _Shots(click.ParamType):
             self.fail(f"{value!r} is neither a positive whole number nor {ALL}", param, ctx)
         return int(str(value))
 
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        return "NUMBER|all"
-
 
 def _once(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
     """Return the settings unchanged. Raises AdaptError if a key has two values, of which the last would count."""
@@ -200,7 +199,8 @@ class Options(TypedDict, total=False):
     root: RecipeRoot
     columns: ColumnNames
     shots: Annotated[
-        int | str | None, Option("Training images per class, or all.  [default: the recipe's]", kind=_Shots())
+        int | str | None,
+        Option("Training images per class, or all.  [default: the recipe's]", kind=_Shots(), metavar="NUMBER|all"),
     ]
     seed: Annotated[int | None, Option("Seed for picking shots and for training.  [default: the recipe's]", min=0)]
     device: RecipeDevice
@@ -281,10 +281,10 @@ def quiet_libraries() -> Iterator[None]:
         yield
 
 
-def check_matplotlib(what: str) -> None:
-    """Raise AdaptError, before any long work is done, if matplotlib, which plots `what`, is not installed."""
-    if find_spec("matplotlib") is None:
-        raise missing(what, "matplotlib", "plot")
+def check_installed(what: str, extra: str, *libraries: str) -> None:
+    """Raise AdaptError, before any long work is done, if a library of an extra that `what` needs is not installed."""
+    if absent := [name for name in libraries if find_spec(name) is None]:
+        raise missing(what, ", ".join(absent), extra)
 
 
 def numbers(what: str, text: str, kind: type[Number] = int) -> list[Number]:
@@ -300,18 +300,20 @@ def numbers(what: str, text: str, kind: type[Number] = int) -> list[Number]:
 def read(recipe: str, overrides: tuple[str, ...], options: Options, protocol: str | None = None) -> Recipe:
     """Read a recipe and apply --set and other options. Raises AdaptError if --set and an option disagree on a key."""
     from adapt.recipe import read_recipe
+    from adapt.recipe.file import set_key
 
-    data = options.get("data")
-    changes: list[Override] = [*overrides]
+    settings, changes = dict[str, object](), list["Override"](overrides)
+    for override in overrides:
+        set_key(settings, override)
+    by_hand = dict(plain.leaves(settings))
     for name, key in _KEYS.items():
-        value = options.get(name)
-        if value is not None:
-            value = None if value == ALL and name == "shots" else value
-            _check_agreement(name, key, value, overrides)
-            changes.append((key, value))
-    if data is not None:
-        _check_agreement("data", "data.source", data, overrides)
-    return read_recipe(recipe, changes, data, protocol)
+        if (given := options.get(name)) is None:
+            continue
+        value = None if given == ALL and name == "shots" else given
+        if by_hand.get(key, value) != value:
+            raise AdaptError(f"--{name} {given} and --set {key}={by_hand[key]} disagree: give only one of them")
+        changes.append((key, value))
+    return read_recipe(recipe, changes, options.get("data"), protocol)
 
 
 def folder_name(data: str) -> str:
@@ -348,19 +350,3 @@ def class_names(given: str | None) -> list[str] | None:
             raise AdaptError(f"--classes: the name {name!r} is not valid in this locale: set PYTHONUTF8=1")
         raise AdaptError(f"--classes: the name {name!r} contains a control character: remove the character")
     return names
-
-
-def _check_agreement(name: str, key: str, value: object, overrides: tuple[str, ...]) -> None:
-    from adapt.recipe.file import set_key
-
-    settings: dict[str, object] = {}
-    for override in overrides:
-        set_key(settings, override)
-    raw: object = settings
-    for part in key.split("."):
-        if not isinstance(raw, dict) or part not in raw:
-            return
-        raw = raw[part]
-    if raw != value:
-        given = ALL if value is None else value
-        raise AdaptError(f"--{name} {given} and --set {key}={raw} disagree: give only one of them")

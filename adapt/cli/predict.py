@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -21,7 +19,7 @@ from adapt.common import hub, plain
 from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError
 from adapt.common.progress import counting_bar
-from adapt.common.shown import SEPARATOR, first_of, guarded, shown, unseen
+from adapt.common.shown import SEPARATOR, csv_text, first_of, shown
 from adapt.formats import distinct_names
 
 if TYPE_CHECKING:
@@ -338,17 +336,9 @@ class Columns:
 
 
 def _print_csv(row: Iterable[str]) -> None:
-    """Print a CSV row in UTF-8, with formulas and control characters escaped; non-UTF-8 bytes in paths are kept."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(map(_cell, row))
-    click.echo(text.getvalue().encode(errors="surrogateescape"), nl=False)
-
-
-def _cell(text: str) -> str:
-    """Escape formulas and control characters in a cell, but keep non-UTF-8 bytes, so that paths remain valid."""
-    if not unseen(text):
-        return guarded(text)
-    return guarded("".join(letter if "\udc80" <= letter <= "\udcff" else shown(letter) for letter in text))
+    """Print a CSV row in UTF-8, with control characters escaped; non-UTF-8 bytes are kept, so that paths stay valid."""
+    cells = ("".join(each if "\udc80" <= each <= "\udcff" else shown(each) for each in text) for text in row)
+    click.echo(csv_text([cells]).encode(errors="surrogateescape"), nl=False)
 
 
 def _json(adapters: Sequence[str], image: str, predictions: Sequence[Prediction], reasons: Sequence[Reasons]) -> None:

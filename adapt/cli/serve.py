@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +12,7 @@ import click
 from adapt.cli import options as common
 from adapt.cli.options import Argument, Option, command
 from adapt.common.devices import AUTO
-from adapt.common.errors import AdaptError, missing
+from adapt.common.errors import AdaptError
 from adapt.common.shown import shown
 
 _OF_A_PAGE = ("fastapi", "uvicorn", "httptools")
@@ -63,7 +61,7 @@ def serve(
       adapt serve runs/first
       adapt serve coop=runs/coop lora=runs/lora --folder runs --port 9000
     """
-    _check_libraries("adapt serve", _OF_A_SERVER)
+    common.check_installed("adapt serve", "serve", *_OF_A_SERVER)
     token = None if token_file is None else _token(token_file)
     listening = listening_at(host, port)
     with listening, common.quiet_libraries():
@@ -100,11 +98,6 @@ def listening_at(host: str, port: int) -> socket.socket:
         raise AdaptError(
             f"cannot listen at {host}:{port} ({error.strerror or error}): choose another --port or --host"
         ) from error
-
-
-def _check_libraries(what: str, names: Iterable[str]) -> None:
-    if absent := [name for name in names if find_spec(name) is None]:
-        raise missing(what, ", ".join(absent), "serve")
 
 
 def _token(path: Path) -> str:
@@ -162,7 +155,7 @@ def label(
       adapt label photos/ --adapter runs/first --out runs/labels --propose 100
     """
     if propose is None:
-        _check_libraries("the page of adapt label", _OF_A_PAGE)
+        common.check_installed("the page of adapt label", "serve", *_OF_A_PAGE)
     with common.quiet_libraries():
         from adapt.labelling.labelling import PROPOSALS, Labelling
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from adapt.common import devices
 from adapt.common.devices import AUTO, is_launched, is_main
 from adapt.common.disk import check_outside
 from adapt.common.errors import AdaptError
-from adapt.common.interrupt import ending
+from adapt.common.interrupt import ending, handled
 from adapt.common.shown import readable_bytes
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def train(
     if ((resume or plot) and folder is None) or (resume and out is None):
         raise AdaptError("--resume and --plot need the run's directory: give --out FOLDER")
     if plot:
-        common.check_matplotlib("--plot")
+        common.check_installed("--plot", "plot", "matplotlib")
     overrides += ("watch=true",) * watch
     if keep_flops is not None:
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
@@ -242,9 +241,8 @@ def _ended(processes: list[subprocess.Popen[bytes]]) -> int:
         for process in processes:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in ending()}
     status, until = 0, float("inf")
-    try:
+    with handled(ending(), pass_on):
         while any(process.poll() is None for process in processes):
             status = status or _failed(processes)
             if status not in (0, STOPPED):
@@ -254,9 +252,6 @@ def _ended(processes: list[subprocess.Popen[bytes]]) -> int:
                     process.kill()
             time.sleep(0.05)
         return status or _failed(processes)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _failed(processes: list[subprocess.Popen[bytes]]) -> int:
@@ -275,9 +270,6 @@ class _Time(click.ParamType):
         if match is None or not float(match[1]):
             self.fail(f"{value!r} is not a time such as 90s, 10m or 1h", param, ctx)
         return float(match[1]) * _SECONDS[match[2]]
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        return "TIME"
 
 
 class _Options(TypedDict):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import os
 import stat
 import tempfile
@@ -15,7 +13,7 @@ from typing import BinaryIO
 
 from adapt.common import plain
 from adapt.common.errors import AdaptError
-from adapt.common.shown import guarded
+from adapt.common.shown import csv_text
 
 _PART = 16 * 2**10
 _KINDS = ((stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISCHR, "device"), (stat.S_ISBLK, "device"))
@@ -140,8 +138,5 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write `rows`, which all have the same keys, to a CSV file atomically, escaping texts that look like formulas."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: guarded(value) for key, value in row.items()} for row in rows)
-    write_text(path, text.getvalue())
+    columns = list(rows[0])
+    write_text(path, csv_text([columns, *([row[column] for column in columns] for row in rows)]))

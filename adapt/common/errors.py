@@ -22,6 +22,15 @@ def missing(what: str, library: str, extra: str) -> AdaptError:
 
 
 @contextmanager
+def needing(what: str, library: str, extra: str) -> Iterator[None]:
+    """Raise the error of `missing` if what the `with` block imports is not installed."""
+    try:
+        yield
+    except ImportError:
+        raise missing(what, library, extra) from None
+
+
+@contextmanager
 def unpanicked(what: str) -> Iterator[None]:
     """Turn a panic of a library in Rust, such as a tokenizer, in the `with` block into an AdaptError about `what`.
 

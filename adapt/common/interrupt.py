@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import ClassVar
@@ -44,20 +44,25 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
+def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Call `handler` for the signals `numbers` in the `with` block, and leave them as they were before."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, own in before.items():
+            signal.signal(number, own)
+
+
+@contextmanager
 def interrupted_when_ended() -> Iterator[None]:
     """Raise KeyboardInterrupt in the `with` block for each signal of `ending`, as Python does for Ctrl-C alone.
 
     Outside the main thread, which alone receives signals, the block is as it was.
     """
     here = threading.current_thread() is threading.main_thread()
-    changed = [number for number in ending() if here and signal.getsignal(number) == signal.SIG_DFL]
-    for number in changed:
-        signal.signal(number, _end)
-    try:
+    with handled([number for number in ending() if here and signal.getsignal(number) == signal.SIG_DFL], _end):
         yield
-    finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def end_with_the_parent() -> None:
@@ -97,9 +102,5 @@ def graceful() -> Iterator[Interrupt]:
         finally:
             Interrupt.elsewhere.discard(interrupt)
         return
-    before = {number: signal.signal(number, interrupt.request) for number in ending()}
-    try:
+    with handled(ending(), interrupt.request):
         yield interrupt
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

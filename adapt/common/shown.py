@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import reprlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -81,6 +83,13 @@ def guarded(value: T) -> T | str:
 def unguarded(text: str) -> str:
     """Return the text of a CSV cell, without the apostrophe that `guarded` may have added."""
     return text[1:] if _GUARDED.match(text) else text
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Return rows of cells as CSV, with `guarded` texts."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(map(guarded, row) for row in rows)
+    return text.getvalue()
 
 
 def _is_number(text: str) -> bool:

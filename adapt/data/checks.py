@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from adapt.common.errors import AdaptError
+from adapt.common.grouping import grouped
 from adapt.common.progress import Progress
 from adapt.common.shown import first_of
 from adapt.data.bags import has_bags, is_bag, singles
@@ -149,11 +150,9 @@ def unreadable(looked: Looked) -> Iterator[Finding]:
 
     Then, one for each other file that cannot be decoded, and each region or mask that does not fit its image.
     """
-    of_library: dict[str, list[ListRow]] = defaultdict(list)
-    for path, facts in sorted(looked.facts.items()):
-        if facts.lacks:
-            of_library[facts.lacks].append({"path": path, "why": facts.lacks})
-    for lacks, rows in of_library.items():
+    lacking = [(path, facts.lacks) for path, facts in sorted(looked.facts.items()) if facts.lacks]
+    for lacks, paths in grouped((lacks, path) for path, lacks in lacking).items():
+        rows: list[ListRow] = [{"path": path, "why": lacks} for path in paths]
         kind, _, advice = lacks.partition(" needs ")
         library, _, command = advice.partition(": ")
         line = f"{_files(rows)} {kind} and cannot be read here: install {library} ({command}): {_named(looked, rows)}"
@@ -282,15 +281,6 @@ CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
     duplicates,
     unusual,
 )
-
-
-def lists_of(findings: Sequence[Finding]) -> dict[str, list[ListRow]]:
-    """Return the table rows of all findings, grouped by the name of the output list, such as "duplicates"."""
-    lists: dict[str, list[ListRow]] = defaultdict(list)
-    for finding in findings:
-        if finding.rows:
-            lists[finding.list] += finding.rows
-    return dict(lists)
 
 
 def _files(files: Sequence[object]) -> str:

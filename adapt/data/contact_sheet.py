@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from adapt.common.errors import AdaptError, missing
+from adapt.common.grouping import grouped
 from adapt.common.progress import Progress
 from adapt.data.decoding.images import open_image
 from adapt.data.item import Item
@@ -45,10 +46,8 @@ def contact_sheet(
         )
     if not items or per_class < 1:
         raise AdaptError(f"found {len(items)} images, and per_class is {per_class}; expected at least 1 for both")
-    groups: dict[str, list[Item]] = {name: [] for name in class_names}
-    for item in items:
-        for name in item.class_names:
-            groups[name].append(item)
+    found = grouped((name, item) for item in items for name in item.class_names)
+    groups = {name: found.get(name, []) for name in class_names}
     per_class = min(per_class, max(map(len, groups.values())))
     side = _SIDE if len(class_names) <= _MANY else _SMALL_SIDE
     width, height = per_class * (side + _GAP) + _MARGIN, side + _CAPTION + _MARGIN

@@ -18,6 +18,7 @@ from itertools import chain
 from typing import Literal, TypeAlias, get_args
 
 from adapt.common.errors import AdaptError, nearest
+from adapt.common.grouping import grouped
 from adapt.common.shown import first_of, unseen
 from adapt.data.bags import has_bags
 from adapt.data.item import Item, LabelKind, kind_of
@@ -401,10 +402,7 @@ def _both(items: Items, shots: int, val_shots: int, stream: random.Random) -> tu
 
 def by_stratum(items: Sequence[Item]) -> list[list[Item]]:
     """Return the items grouped by `Item.stratum`, usually the class, in the order in which groups first appear."""
-    groups: dict[str, list[Item]] = {}
-    for item in items:
-        groups.setdefault(item.stratum, []).append(item)
-    return list(groups.values())
+    return list(grouped((item.stratum, item) for item in items).values())
 
 
 def _flat(groups: Iterable[list[Item]]) -> Items:
@@ -439,10 +437,8 @@ def folds(items: Sequence[Item], count: int, seed: int, every_class: bool = True
     if count < 2:
         raise AdaptError(f"folds is {count}; expected at least 2, one fold to test on and other folds to train on")
     stream, fold_of = random.Random(seed), dict[str, int]()
-    groups: dict[str, dict[str, int]] = {}  # number of images, by class and group
-    for item in items:
-        own = groups.setdefault(item.stratum, {})
-        own[item.kept_with] = own.get(item.kept_with, 0) + 1
+    names_of = grouped((item.stratum, item.kept_with) for item in items)
+    groups = {stratum: Counter(names) for stratum, names in names_of.items()}  # numbers of images
     for own in groups.values():
         drawn = list(own)
         stream.shuffle(drawn)

@@ -19,8 +19,6 @@ from adapt.evaluation.intervals import Interval
 from adapt.evaluation.scores import Figure, Scores, reliability
 from adapt.models.prediction import HALF, NONE, finite
 
-_STEPS = 60  # of a bisection, enough for fp64
-
 
 @dataclass(frozen=True)
 class MultiLabelScores(Scores):
@@ -162,17 +160,13 @@ def _influences(probabilities: Tensor, truth: Tensor) -> Tensor:
 
 def prior_bias(logits: Tensor, labels: Tensor) -> float:
     """Return the bias to add to logits `(n, c)` so that their mean sigmoid is the fraction of positive `labels`."""
+    from scipy.optimize import brentq
+
     logits, share = finite(logits).double(), labels.double().mean()
     share = share.clamp(1 / (2 * labels.numel()), 1 - 1 / (2 * labels.numel()))
-    odds = float(share.logit())
-    low, high = odds - float(logits.max()), odds - float(logits.min())
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        if (logits + middle).sigmoid().mean() < share:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    low, high = (float(share.logit() - end) for end in (logits.max(), logits.min()))
+    found: float = brentq(lambda bias: float((logits + bias).sigmoid().mean() - share), low - 1, high + 1)
+    return found
 
 
 def _joined(row: Tensor, class_names: Sequence[str]) -> str:

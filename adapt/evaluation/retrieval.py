@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from adapt.common.grouping import grouped
 from adapt.common.plain import JsonObject
 from adapt.data.decoding.images import in_batches
 from adapt.data.item import Item
@@ -104,12 +105,10 @@ def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -
     texts = list(dict.fromkeys(item.text for item in items))
     place = {text: number for number, text in enumerate(texts)}
     row = {path: number for number, path in enumerate(images)}
-    own_texts: dict[str, set[int]] = {}
-    for item in items:
-        own_texts.setdefault(item.unit or item.path, set()).add(place[item.text])
+    own_texts = grouped((item.unit or item.path, place[item.text]) for item in items)
     belongs = torch.zeros(len(images), len(texts), dtype=torch.bool)
     for item in items:
-        belongs[row[item.path], list(own_texts[item.unit or item.path])] = True
+        belongs[row[item.path], own_texts[item.unit or item.path]] = True
     with torch.no_grad():
         with evaluating(model):
             of_texts = torch.cat([model.encode_texts(part) for part in in_batches(texts, _TEXTS_AT_ONCE)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from adapt.common.grouping import grouped
 from adapt.common.plain import JsonObject
 from adapt.evaluation import intervals
 from adapt.evaluation.intervals import Interval
@@ -101,17 +101,13 @@ class Scores:
     @property
     def by_class(self) -> dict[str, float]:
         """The recall, in [0, 1], of each class that has images."""
-        right: dict[str, list[bool]] = defaultdict(list)
-        for name, hit in zip(self.actual, self.right):
-            right[name].append(hit)
+        right = grouped(zip(self.actual, self.right, strict=True))
         return {name: sum(hits) / len(hits) for name, hits in sorted(right.items())}
 
     @property
     def by_class_intervals(self) -> dict[str, Interval]:
         """The intervals at 95 % of the values of `by_class` that are shares of images."""
-        of_class: dict[str, list[int]] = defaultdict(list)
-        for place, name in enumerate(self.actual):
-            of_class[name].append(place)
+        of_class = grouped((name, place) for place, name in enumerate(self.actual))
         right, groups = torch.tensor(self.right), self.kept_with
         return {
             name: intervals.of_share(right[places], [groups[place] for place in places])

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, NonNegativeInt, TypeAdapter, ValidationError, model_validator
+from typing_extensions import TypedDict
 
 from adapt.common import plain
 from adapt.common.errors import AdaptError
 from adapt.common.shown import shown
 from adapt.evaluation.learning_curve import LearningCurve
+from adapt.evaluation.scores import Figure
 
 _SHARE = Field(ge=0, le=1)
 
 
-class _Stored(BaseModel):
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
-
-
-class _Scores(_Stored):
+class _Scores(BaseModel):
     accuracy: float = _SHARE
     mean_class_accuracy: float = _SHARE
     calibration_error: float = Field(default=0.0, ge=0, le=1)  # scores by cosines have none
@@ -30,7 +28,7 @@ class _Scores(_Stored):
     by_class_intervals: dict[str, tuple[float, float]] = {}
 
 
-class Metrics(_Stored):
+class Metrics(BaseModel):
     """The content of a finished run's metrics.json, which has no scores if the run has no test images."""
 
     method: str
@@ -51,7 +49,7 @@ class Measured(Metrics):
     zero_shot: _Scores
 
 
-class _Target(_Stored):
+class _Target(BaseModel):
     data: dict[str, object]
     test_set: str
     adapted: float = Field(le=1)  # R² has no lower bound
@@ -60,28 +58,28 @@ class _Target(_Stored):
     interval: tuple[float, float] | None = None
 
 
-class Tracking(_Stored):
+class Tracking(BaseModel):
     """The content of a run's tracking.json: the run's id, and the last training step sent to each tracker."""
 
     id: str = Field(pattern="^[0-9a-f]{12}$")
     told: dict[str, NonNegativeInt]
 
 
-class _Data(_Stored):
+class _Data(BaseModel):
     source: str
 
 
-class _Method(_Stored):
+class _Method(BaseModel):
     name: str
 
 
-class _Recipe(_Stored):
+class _Recipe(BaseModel):
     method: _Method
     backbone: str
     data: _Data
 
 
-class _Row(_Stored):
+class _Row(BaseModel):
     run: str
     shots: int | None = None
     seed: int | None = None
@@ -89,47 +87,46 @@ class _Row(_Stored):
     zero_shot_test: float | None = None
 
 
-class _Summary(_Stored):
+class Summary(TypedDict):
+    """Means and standard deviations of accuracies over the seeds, in [0, 1], and the zero-shot accuracies.
+
+    `together` are mean accuracies of answers about the whole test set together, of a method that gives such answers.
+    There is one summary for each number of shots, each `setting` of a sweep, or each left-out domain.
+    """
+
     shots: int | None
+    setting: NotRequired[str | None]
+    val: NotRequired[float | None]
+    runs: NotRequired[Annotated[int, Field(ge=1)]]
     mean: dict[str, float]
     std: dict[str, float]
     zero_shot: dict[str, float]
-    together: dict[str, float] = {}
-    runs: int = Field(default=1, ge=1)
-    setting: str | None = None  # of a sweep; the domain that was left out
-    val: float | None = None
+    together: NotRequired[dict[str, float]]
 
 
-class ProtocolResults(_Stored):
+class ProtocolResults(BaseModel):
     """The content of a protocol's results file, such as few_shot.json: the recipe, runs and summaries over seeds."""
 
     protocol: str
     recipe: _Recipe
     runs: list[_Row]
-    summary: list[_Summary] = Field(min_length=1)
+    summary: list[Summary] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _of_curves(self) -> ProtocolResults:
-        figures = [each for group in self.summary for each in (group.mean, group.std, group.zero_shot)]
+        figures = [each for group in self.summary for each in (group["mean"], group["std"], group["zero_shot"])]
         by_group = ("few_shot", "leave_one_out")
         if self.protocol in by_group and not all("test" in each for each in figures):
             raise ValueError("the figure test is missing for a number of shots or a domain")
         needed = [value for row in self.runs for value in (row.shots, row.seed, row.test, row.zero_shot_test)]
         if self.protocol == "few_shot" and None in needed:
             raise ValueError("the shots, the seed, or the figure test or zero_shot_test are missing for a run")
-        if self.protocol in ("leave_one_out", "sweep") and any(group.setting is None for group in self.summary):
+        if self.protocol in ("leave_one_out", "sweep") and any(group.get("setting") is None for group in self.summary):
             raise ValueError("the setting is missing for a group of runs")
         return self
 
 
-class _Figure(_Stored):
-    name: str
-    title: str
-    share: bool
-    beside: dict[str, str]
-
-
-class _Compared(_Stored):
+class _Compared(BaseModel):
     method: str
     accuracy: float = Field(default=0.0, ge=0, le=1)  # another figure has its own name
     error: float = Field(ge=0)
@@ -138,14 +135,14 @@ class _Compared(_Stored):
     command: str
 
 
-class Recommended(_Stored):
+class Recommended(BaseModel):
     """The results of `adapt recommend`, as stored in a JSON file."""
 
     data: str
     backbone: str
     backbones: list[str] = []  # that were compared; none of earlier versions
     folds: int
-    figure: _Figure | None = None  # the accuracy, of earlier versions
+    figure: Figure | None = None  # the accuracy, of earlier versions
     train_images: int
     classes: int
     chosen: str
@@ -157,17 +154,17 @@ class Recommended(_Stored):
     learning_curve: LearningCurve | None = None  # none of earlier versions
 
 
-class _Descriptor(_Stored):
+class _Descriptor(BaseModel):
     text: str
     cosine: float
 
 
-class _Reasons(_Stored):
+class _Reasons(BaseModel):
     name: str
     descriptors: list[_Descriptor] = Field(min_length=1)
 
 
-class _Explained(_Stored):
+class _Explained(BaseModel):
     path: str
     actual: str
     reasons: list[_Reasons] = Field(min_length=1)

@@ -71,11 +71,6 @@ class Doubt:
     other: str = ""
 
 
-def is_of_doubts(source: Path) -> bool:
-    """Return whether a file is a list of doubtful images, which `recommend` or `data check` wrote."""
-    return source.is_file() and source.suffix.lower() == ".csv" and {"path", "class"} <= set(csv_rows(source)[0])
-
-
 def doubts_in(source: Path, split: Split) -> dict[str, Doubt]:
     """Return the images of `split` that a list of doubtful images names, by path, in the list's order.
 
@@ -144,7 +139,8 @@ def gathered(split: Split, sources: Sequence[Path], progress: bool) -> tuple[Spl
 
     Raises AdaptError if there is nothing to ask about.
     """
-    lists = [source for source in sources if is_of_doubts(source)]
+    files = [source for source in sources if source.is_file() and source.suffix.lower() == ".csv"]
+    lists = [file for file in files if {"path", "class"} <= set(csv_rows(file)[0])]  # of `recommend`, `data check`
     doubts = {path: doubt for source in lists for path, doubt in doubts_in(source, split).items()}
     new = _further([source for source in sources if source not in lists], split, progress)
     split = replace(split, unlabelled=split.unlabelled + new)

@@ -21,7 +21,7 @@ from adapt.common.shown import brief
 from adapt.data.bags import Bags, bag_mean, has_bags
 from adapt.data.decoding.images import open_image
 from adapt.data.decoding.pictures import turns
-from adapt.methods.base import Encoded, ImageStep
+from adapt.methods.base import BlockInputs, Encoded, ImageStep
 from adapt.methods.base.traits import Explains, OverSet, PoolsBags, trait
 from adapt.models.base import Adapted, evaluating
 from adapt.models.prediction import ImageOfBag, Prediction, Query, finite, predictions
@@ -33,14 +33,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("adapt")
 
 
-def answered(
-    model: ImageModel, images: object, query: Query, batch_size: int, urls: bool
-) -> Iterator[Prediction | Explanation]:
-    """Return an iterator over the answers to a query that is not about each image by itself, or asks for reasons."""
+def answered(model: ImageModel, images: object, query: Query, batch_size: int, urls: bool) -> Iterator[Prediction]:
+    """Return an iterator over the answers to a query that is not about each image by itself."""
     if query.items:
         return _of_items(model, cast("Iterable[Sequence[object]]", images), query, batch_size, urls)
-    if query.explain:
-        return _explained(model, images, query, batch_size, urls)
     if query.sets is not None:
         return _transported(model, images, query, batch_size, urls)
     batches = model._of_batches(images, batch_size, urls, lambda model, x: model.image_features(x).cpu())
@@ -86,14 +82,6 @@ class Explanation:
     reasons: tuple[Reasons, ...]
 
 
-def _explained(model: ImageModel, images: object, query: Query, size: int, urls: bool) -> Iterator[Explanation]:
-    explains = check_descriptors(model)
-    for pixels in model.pixels_of(images, size, urls=urls):
-        with evaluating(model), torch.no_grad():
-            batch = list(_of_batch(model, explains, pixels, query))
-        yield from batch
-
-
 def check_descriptors(model: ImageModel) -> Explains:
     """Return the method that supplies class descriptors. Raises AdaptError if no method supplies descriptors."""
     explains = trait(model.method, Explains)
@@ -105,8 +93,9 @@ def check_descriptors(model: ImageModel) -> Explains:
     return explains
 
 
-def _of_batch(model: ImageModel, explains: Explains, pixels: Tensor, query: Query) -> Iterator[Explanation]:
-    step = ImageStep(model, pixels)
+def explanations(model: ImageModel, pixels: Tensor | BlockInputs, query: Query) -> Iterator[Explanation]:
+    """Yield the explained prediction for each of the images `(b, 3, h, w)`."""
+    explains, step = check_descriptors(model), ImageStep(model, pixels)
     cosines = [step.features @ own.T for own in step.prompt_features]  # (b, m) of each class
     label = {name: number for number, name in enumerate(model.class_names)}
     for row, prediction in enumerate(predictions(model.answers.of(step), model.class_names, query, model.answers)):

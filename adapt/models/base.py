@@ -311,6 +311,10 @@ class Adapted(nn.Module, Generic[B]):
         self.check_query(query)
         if query.sets is not None:
             self.sets_at(query.sets, query.items, query.together)
+        return self._asked(images, query, batch_size, urls)
+
+    def _asked(self, images: object, query: Query, batch_size: int, urls: bool) -> Iterator[Any]:
+        """Yield the answers of `ask` to a query that was checked."""
         for batch in self._of_batches(images, batch_size, urls, lambda model, x: list(model._predictions(x, query))):
             yield from batch
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.split_attention import StandIn
 from adapt.common.errors import AdaptError
+from adapt.common.grouping import grouped
 from adapt.common.untraced import untraced
 from adapt.edits import Edit
 from adapt.engine import text
@@ -78,9 +79,7 @@ class Weights:
         self._held = self._found()
         tensors = [x for x in self._held if isinstance(x, Tensor) and x.numel() and not x.is_meta]
         self._tensors, self._memory = tensors, [*map(_memory, tensors)]
-        self._views: dict[torch.device, list[Tensor]] = {}
-        for tensor in tensors:
-            self._views.setdefault(tensor.device, []).append(_middle(tensor))
+        self._views = grouped((tensor.device, _middle(tensor)) for tensor in tensors)
         self._values = self._sampled()
 
     def same(self) -> bool:

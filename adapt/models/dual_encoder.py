@@ -143,12 +143,7 @@ class AdaptedModel(ImageModel[DualEncoder]):
                 f"this {self.method.name} learned tensors for each of its {len(self.class_names)} classes "
                 "and cannot serve other class names: train on the new classes, or use a method with shared tensors"
             )
-        other = type(self)(
-            self.backbone, self.method, names, self.fast, checkpointing=self.checkpointing, text_memory=self.text_memory
-        )
-        other.training, other.metadata, other.answers = self.training, dict(self.metadata), self.answers
-        other.watch = self.watch_for(names)
-        return other
+        return self._for(names, text_memory=self.text_memory)
 
     def anomaly_maps(self, images: object, batch_size: int = 64, *, urls: bool = False) -> Tensor:
         """Return anomaly scores from 0 to 1 for all pixels, `(n, h, w)` on the CPU; `images` is as in `predict`.

@@ -85,8 +85,13 @@ def item_features(
         pooled = bag_mean(each, torch.tensor(sizes(items)))
         return F.normalize(pooled, dim=-1) if unit else pooled
     if of_texts(items):
-        unavailable = "random views" if views else "" if projected else "features before the last projection"
-        return _text_features(model, items, unit, unavailable)
+        if views or not projected:
+            raise AdaptError(
+                f"{model.method.name} needs {'random views' if views else 'features before the last projection'} of "
+                "images, but the data has texts instead of images: set method.views or train.views to none if set, or "
+                "use another method"
+            )
+        return model.text_features([item.text for item in items], unit).float().cpu()
     backbone = model.backbone
     if projected:
         _check_unedited(model)
@@ -113,16 +118,6 @@ def bag_features(model: ImageModel, items: Sequence[Item], *, workers: int, prog
     """Return the backbone's unit-length features `(k, e)` of the k images of each item, from the cache."""
     features = item_features(model, singles(items), workers=workers, progress=progress)
     return [*features.split(sizes(items))]
-
-
-def _text_features(model: ImageModel, items: Sequence[Item], unit: bool, unavailable: str) -> Tensor:
-    """Return features of texts. Raises AdaptError if `unavailable` names features that only images have."""
-    if unavailable:
-        raise AdaptError(
-            f"{model.method.name} needs {unavailable} of images, but the data has texts instead of images: set "
-            "method.views or train.views to none if set, or use another method"
-        )
-    return model.text_features([item.text for item in items], unit).float().cpu()
 
 
 def view_features(model: ImageModel, items: Sequence[Item], *, workers: int, progress: Progress | None) -> Tensor:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from adapt.methods.base import Context, Step
-from adapt.models import asking
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.building import add_head
-from adapt.models.prediction import Prediction, Query, predictions
+from adapt.models.prediction import Prediction, Query, check_asked, predictions
 
 if TYPE_CHECKING:
     from adapt.backbones.fusion import FusionEncoder  # noqa: F401 (named in the class statement)
@@ -45,7 +44,7 @@ class AnsweringModel(Adapted["FusionEncoder"]):
     @in_one_mode
     def forward(self, images: Tensor, questions: Sequence[str]) -> Tensor:
         """Return logits `(b, n_answers)` for images `(b, 3, h, w)` and one question for each image."""
-        asking.check(images, questions)
+        check_asked(images, questions)
         return self.answers.of(self.step((images, questions)))
 
     def step(self, inputs: object, labels: Tensor | None = None) -> QuestionStep:

@@ -110,10 +110,10 @@ def _row(
     return [*start, *ids, tokenizer.eos_token_id], count + 1
 
 
-def ends(backbone: VisionLLM) -> list[int]:
-    """Return the ids of the tokens that end an answer: end tokens of the tokenizer and of the language model."""
-    own = backbone.llm.generation_config.eos_token_id
-    known = {backbone.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+def ends(llm: Any, tokenizer: Any, *others: int | None) -> list[int]:
+    """Return the ids of the tokens that end an answer: `others`, and those of the tokenizer and the language model."""
+    own = llm.generation_config.eos_token_id
+    known = {tokenizer.eos_token_id, *others, *(own if isinstance(own, list) else [own])}
     return sorted(known - {None})
 
 

@@ -197,8 +197,6 @@ class ImageModel(Adapted[E]):
         The unedited backbone computes both in one pass (see `adapt.engine.vision`). Patch features are not normalised.
         Raises AdaptError if the backbone has no patch features.
         """
-        from adapt.engine import vision
-
         patches, features = vision.local_features(self.backbone, images)
         return patches, F.normalize(features, dim=-1)
 
@@ -344,14 +342,11 @@ class ImageModel(Adapted[E]):
         query = Query(top_k, threshold, features, together=True, at_a_time=at_a_time, sets=sets)
         return list(self.ask(images, query, batch_size, urls=urls))
 
-    def ask(self, images: object, query: Query, batch_size: int = 64, *, urls: bool = False) -> Iterator[Any]:
-        if not (query.items or query.together or query.explain):
-            return super().ask(images, query, batch_size, urls=urls)
+    def _asked(self, images: object, query: Query, batch_size: int, urls: bool) -> Iterator[Any]:
+        if not (query.items or query.together):
+            return super()._asked(images, query, batch_size, urls)
         from adapt.models import answer
 
-        self.check_query(query)
-        if query.sets is not None:
-            self.sets_at(query.sets, query.items, query.together)
         return answer.answered(self, images, query, batch_size, urls)
 
     def check_query(self, query: Query) -> None:
@@ -372,7 +367,11 @@ class ImageModel(Adapted[E]):
         grading = trait(self.method, Grades)
         return None if grading is None else grading.score(logits)
 
-    def _predictions(self, pixels: Tensor | BlockInputs, query: Query) -> Iterator[Prediction]:
+    def _predictions(self, pixels: Tensor | BlockInputs, query: Query) -> Iterator[Any]:
+        if query.explain:
+            from adapt.models import answer
+
+            return answer.explanations(self, pixels, query)
         watch, frozen = self.watch, None
         if watch is not None and watch.features is not None:  # whose method answers from features alone
             frozen = self.backbone_features(pixels)
@@ -390,6 +389,15 @@ class ImageModel(Adapted[E]):
             properties(images[:, 0] if images.ndim == 5 else images), frozen, logits.argmax(-1).cpu()
         )
         return (replace(each, sighting=own) for each, own in zip(answered, sightings, strict=True))
+
+    def _for(self, class_names: tuple[str, ...], **options: Any) -> Self:
+        """Return a model for other class names, which shares all else with this one."""
+        other = type(self)(
+            self.backbone, self.method, class_names, self.fast, checkpointing=self.checkpointing, **options
+        )
+        other.training, other.metadata, other.answers = self.training, dict(self.metadata), self.answers
+        other.watch = self.watch_for(class_names)
+        return other
 
     def _check_classes(self) -> None:
         if not self.class_names:

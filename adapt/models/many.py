@@ -152,31 +152,21 @@ def _predicted(models: dict[int, Adapted], images: list[Any], query: Query) -> d
     """Return a batch's predictions by model index, for models that share a backbone and preprocessing."""
     pixels = next(iter(models.values())).batched(images)
     with ExitStack() as stack, torch.no_grad():
-        for model in sorted(models.values(), key=_keeps_modes):  # first those whose modes change
+        # first those whose modes change
+        for model in sorted(models.values(), key=lambda model: not any(each.training for each in model.modules())):
             stack.enter_context(evaluating(model))
         return {index: list(models[index]._predictions(inputs, query)) for index, inputs in entering(models, pixels)}
 
 
 def entering(models: dict[int, Adapted], pixels: Any) -> Iterator[tuple[int, Any]]:
     """Yield each model's index and input, which is images or the input tokens of the first block the model edits."""
-    begins = {
-        index: _begins(model) if len(models) > 1 else 0 for index, model in models.items()
-    }  # one model shares nothing
-    inputs = pixels
+    begins, inputs = dict.fromkeys(models, 0), pixels  # the first block that a model cannot share with others
+    for index, model in models.items():
+        alone = len(models) == 1 or model.method.views or "images" in model.method.reads
+        if isinstance(model, ImageModel) and not alone:
+            begins[index] = model.unedited_blocks
     for index in sorted(begins, key=lambda index: begins[index]):
         model = models[index]
         if begins[index] and isinstance(model, ImageModel) and isinstance(inputs, torch.Tensor | BlockInputs):
             inputs = model.block_inputs(inputs, begins[index])
         yield index, inputs
-
-
-def _keeps_modes(model: Adapted) -> bool:
-    """Return whether all modules of `model` are in evaluation mode already."""
-    return not any(module.training for module in model.modules())
-
-
-def _begins(model: Adapted) -> int:
-    """Return the index of the first vision block that `model` cannot share with other models; 0 if none is shared."""
-    if not isinstance(model, ImageModel) or model.method.views or "images" in model.method.reads:
-        return 0
-    return model.unedited_blocks

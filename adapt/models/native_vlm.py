@@ -406,16 +406,15 @@ class ChatModel(Adapted[NativeVLM]):
     @property
     def ends(self) -> list[int]:
         """The ids of tokens that end an answer: the chat template's, the tokenizer's and the model's own."""
-        own, tokenizer = self.backbone.vlm.generation_config.eos_token_id, self.backbone.tokenizer
-        known = {tokenizer.eos_token_id, self.backbone.end, *(own if isinstance(own, list) else [own])}
-        return sorted(known - {None})
+        return generation.ends(self.backbone.vlm, self.backbone.tokenizer, self.backbone.end)
 
     def chat(self, chat: Chat, images: Sequence[object] = (), **options: Any) -> Answer:
         """Return the next answer in a conversation; `images` are of any form that `adapt.data.open_image` takes.
 
         `options` are those of `generate`.
         """
-        return self.generate([self._opened(images)], [chat], **options)[0]
+        pictures = [open_image(image, turned=self.backbone.preprocess.turned) for image in images]
+        return self.generate([pictures], [chat], **options)[0]
 
     def answer(self, image: object, question: str, **options: object) -> Answer:
         """Return the answer to a question about one image, of any form that `adapt.data.open_image` takes."""
@@ -434,9 +433,6 @@ class ChatModel(Adapted[NativeVLM]):
         step = self.step(images)
         step.chats = [Chat.about(self.backbone.question)] * len(images)
         return self.answered(step)
-
-    def _opened(self, images: Sequence[object]) -> ChatImages:
-        return [open_image(image, turned=self.backbone.preprocess.turned) for image in images]
 
     def decide(self, step: Step) -> tuple[list[str], list[float]]:
         assert isinstance(step, ChatStep)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
 from adapt.backbones.native import ChatImages
 from adapt.chats import Chat
@@ -52,7 +52,7 @@ class OngoingAnswers:
             "cache_implementation": None,  # the growing one, whatever the checkpoint's configuration asks for
             "pad_token_id": generation.padding(self._model.backbone.tokenizer),
             "eos_token_id": None,  # `ended` knows what ends an answer
-            "stopping_criteria": StoppingCriteriaList([_Stopping(ended)]),
+            "stopping_criteria": StoppingCriteriaList([lambda ids, scores, **_: ended(ids[:, -1]).to(ids.device)]),
             "return_dict_in_generate": True,
             **self._options,
         }
@@ -69,13 +69,3 @@ class OngoingAnswers:
         if self._offsets is not None:  # Qwen's positions of words behind images, which its last call left in the model
             vlm.model.rope_deltas = self._offsets
         return vlm.generate(**self._inputs, **settings)
-
-
-class _Stopping(StoppingCriteria):  # type: ignore[misc,no-any-unimported,unused-ignore]
-    """A stopping criterion that asks a function, given each new token, which answers have ended."""
-
-    def __init__(self, ended: Ended) -> None:
-        self._ended = ended
-
-    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
-        return self._ended(input_ids[:, -1]).to(input_ids.device)

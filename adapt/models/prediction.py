@@ -214,6 +214,16 @@ class Query:
             )
 
 
+def check_asked(images: Tensor, texts: Sequence[str], kind: str = "question") -> None:
+    """Raise AdaptError unless `images` is `(b, 3, h, w)` and `texts` is a list of b texts, such as questions."""
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        given = f"of shape {tuple(images.shape)}" if isinstance(images, Tensor) else repr(images)
+        raise AdaptError(f"images are {given}; expected the shape (b, 3, h, w), with one image for each {kind}")
+    if isinstance(texts, str) or len(texts) != len(images):
+        given = "one string" if isinstance(texts, str) else f"{len(texts)} {kind}s"
+        raise AdaptError(f"got {given} about {len(images)} images: give a list with one {kind} for each image")
+
+
 def predictions(
     logits: Tensor,
     class_names: Sequence[str],
@@ -238,7 +248,8 @@ def predictions(
     threshold = HALF if answers.several and query.threshold is None else query.threshold
     for row, chosen, number, own in zip(probabilities.tolist(), indices.tolist(), number_of_each, of_each, strict=True):
         top = tuple((class_names[index], probability) for index, probability in zip(chosen, row))
-        labels = _above(top, threshold or 0.0) if answers.several else None
+        above = tuple(name for name, probability in top if probability >= (threshold or 0.0))
+        labels = above if answers.several else None
         shown = top[: max(query.top_k, len(labels or ()))]
         more = {"disagreement": next(apart, None), **next(held, {})}
         yield judged(Prediction(*top[0], shown, chosen[0], number, labels, own, **more), threshold)
@@ -259,10 +270,6 @@ def _held(
     held, order = sets.hold(known, level), every.argsort(dim=-1, descending=True, stable=True)
     for row in zip(order.tolist(), held.gather(1, order).tolist(), strict=True):
         yield {"set": tuple(names[label] for label, inside in zip(*row, strict=True) if inside)}
-
-
-def _above(ranked: Sequence[tuple[str, float]], threshold: float) -> tuple[str, ...]:
-    return tuple(name for name, probability in ranked if probability >= threshold)
 
 
 def judged(prediction: Prediction, threshold: float | None) -> Prediction:

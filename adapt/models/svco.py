@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapt.backbones.native import ChatImages
 from adapt.models.dpo import ComparingStep, Reference
 
 
@@ -31,7 +30,8 @@ class ContrastStep(ComparingStep):
         The first images, the other images and no images, each with the first and the other answer.
         """
         asked = [chat.question for chat in self.chats]
-        own, other = zip(*(_halves(images) for images in self.inputs), strict=True)
+        halves = ((images[: len(images) // 2], images[len(images) // 2 :]) for images in self.inputs)
+        own, other = zip(*halves, strict=True)
         blind = [chat.without_images() for chat in asked]
         pairs = [[chat.answer, other] for chat, other in zip(self.chats, self.rejected, strict=True)]
         scores, _ = self.model.score_each([*own, *other, *([] for _ in blind)], [*asked, *asked, *blind], pairs * 3)
@@ -47,10 +47,6 @@ class ContrastStep(ComparingStep):
         """The mean loss of the pairs."""
         known: Reference = self.model.loss_inputs
         return svco_losses(self.sums - known.sums(self.items).to(self.sums.device), known.settings.beta).mean()
-
-
-def _halves(images: ChatImages) -> tuple[ChatImages, ChatImages]:
-    return images[: len(images) // 2], images[len(images) // 2 :]
 
 
 def margins(sums: Tensor) -> Tensor:

@@ -75,7 +75,4 @@ class VisionModel(ImageModel[VisionEncoder]):
                 f"{self.backbone.describe()} knows classes by their training images, so that a model of the "
                 f"{len(self.class_names)} trained classes cannot serve other names: train on images of the new classes"
             )
-        other = type(self)(self.backbone, self.method, names, self.fast, checkpointing=self.checkpointing)
-        other.training, other.metadata, other.answers = self.training, dict(self.metadata), self.answers
-        other.watch = self.watch_for(names)
-        return other
+        return self._for(names)

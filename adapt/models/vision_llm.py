@@ -18,10 +18,10 @@ from adapt.edits import Edit, Replace, Tokens
 from adapt.engine.hooks import watched
 from adapt.engine.plan import plan
 from adapt.methods.base import Context, Step
-from adapt.models import asking, generation
+from adapt.models import generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
 from adapt.models.generation import Answer, answers_of
-from adapt.models.prediction import Prediction, Query, judged
+from adapt.models.prediction import Prediction, Query, check_asked, judged
 
 Example = tuple[object, str, str]  # an image, a question about it, and the answer
 
@@ -128,9 +128,9 @@ class SpeakingModel(Adapted[VisionLLM]):
         examples: Sequence[Example] = (),
     ) -> tuple[generation.Rows, Tensor | None, list[Edit]]:
         """Return token sequences, the learned tokens `(b, k, d)` to insert or None, and the decoder's other edits."""
-        asking.check(images, questions)
+        check_asked(images, questions)
         if answers is not None:
-            asking.check(images, answers, "answer")
+            check_asked(images, answers, "answer")
         values, edits = self._visual(images)
         visual = 0 if values is None else values.shape[1]
         if wrong := [each for each in examples if not isinstance(each, tuple) or len(each) != 3]:
@@ -217,7 +217,8 @@ class SpeakingModel(Adapted[VisionLLM]):
         """
         backbone = self.backbone
         merge = len(images) == 1 if merge is None else merge
-        settings: dict[str, Any] = {"do_sample": False, "eos_token_id": generation.ends(backbone)} | options
+        ends = generation.ends(backbone.llm, backbone.tokenizer)
+        settings: dict[str, Any] = {"do_sample": False, "eos_token_id": ends} | options
         with evaluating(self):
             rows, values, edits = self._inputs(images, questions, None, left=True, examples=examples)
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adapt import methods
 from adapt.common import devices
-from adapt.common.errors import AdaptError, missing
+from adapt.common.errors import AdaptError, needing
 from adapt.common.interrupt import Terminated, end_with_the_parent
 from adapt.common.shown import one_line
 from adapt.protocols.runs import RETRIES, PlannedRun, Row, is_finished, measure
@@ -135,10 +135,8 @@ class Engine:
 
     def _on_ray(self, runs: Sequence[PlannedRun], out: Path, track: Track) -> Iterator[Row]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # by default Ray reports every cluster to its makers
-        try:
+        with needing("--engine ray", "Ray", "ray"):
             import ray
-        except ImportError:
-            raise missing("--engine ray", "Ray", "ray") from None
         started = not ray.is_initialized()
         if started:
             self._start(ray)
@@ -224,8 +222,7 @@ class _Jobs:
 
     def __init__(self, executor: Executor, arguments: Sequence[object]) -> None:
         self._executor, self._arguments = executor, arguments
-        self._runs: dict[str, PlannedRun] = {}
-        self._there: dict[str, Job[Row | AdaptError | None]] = {}
+        self._there: dict[str, tuple[PlannedRun, Job[Row | AdaptError | None]]] = {}
         self._deaths = Counter[str]()
         self._done: dict[str, Row | AdaptError] = {}
 
@@ -240,8 +237,7 @@ class _Jobs:
             raise AdaptError(
                 f"sbatch refuses the jobs: {one_line(error)}; change --sbatch KEY=VALUE, with sbatch's own keys"
             ) from error
-        for run, job in zip(runs, jobs, strict=True):
-            self._runs[run.name], self._there[run.name] = run, job
+        self._there |= {run.name: (run, job) for run, job in zip(runs, jobs, strict=True)}
 
     def row(self, run: PlannedRun) -> Row:
         """Wait for the row of a run, and meanwhile submit again what died. Raises the error of a run that failed."""
@@ -256,25 +252,24 @@ class _Jobs:
 
     def _collect(self) -> None:
         died = []
-        for name, job in list(self._there.items()):
+        for name, (run, job) in list(self._there.items()):
             if not job.done():
                 continue
             del self._there[name]
             row = _result(name, job)
-            if row is not None:
-                self._done[name] = row
-                continue
-            job.cancel(check=False)  # where it is only held up, two would write one folder
-            self._deaths[name] += 1
-            died.append(name)
-            if self._deaths[name] > RETRIES:
-                given_up = f"the job of {name} died {RETRIES + 1} times; its log is {job.paths.stderr}"
-                self._done[name] = AdaptError(given_up)
-        self.submit([self._runs[name] for name in died if name not in self._done])
+            if row is None:
+                job.cancel(check=False)  # where it is only held up, two would write one folder
+                self._deaths[name] += 1
+                if self._deaths[name] <= RETRIES:
+                    died.append(run)
+                    continue
+                row = AdaptError(f"the job of {name} died {RETRIES + 1} times; its log is {job.paths.stderr}")
+            self._done[name] = row
+        self.submit(died)
 
     def cancel(self) -> None:
         """Cancel what is still there, and wait until it is gone, a minute at most."""
-        left = [job for job in self._there.values() if not job.done()]
+        left = [job for _, job in self._there.values() if not job.done()]
         for job in left:
             job.cancel(check=False)
         until = time.monotonic() + GONE
@@ -287,21 +282,18 @@ def _result(name: str, job: Job[Row | AdaptError | None]) -> Row | AdaptError | 
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     try:
-        row = job.result()
+        return job.result()
     except FailedJobError as error:
         text = str(error)  # with a traceback between two lines of dashes
         last = text.split(_DASHES)[1].strip().splitlines()[-1] if _DASHES in text else text
         return AdaptError(f"{name} failed: {one_line(last)}; its log is {job.paths.stderr}")
     except UncompletedJobError:
         return None
-    return row
 
 
 def _executor(folder: Path, at_once: int, options: Mapping[str, str]) -> Executor:
-    try:
+    with needing("--engine slurm", "submitit", "slurm"):
         import submitit
-    except ImportError:
-        raise missing("--engine slurm", "submitit", "slurm") from None
     for command, why in (("srun", "runs the jobs"), ("sacct", "says which jobs died")):
         if shutil.which(command) is None:
             raise AdaptError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapt.common import plain
+from adapt.common.grouping import grouped
 from adapt.common.plain import JsonObject
 from adapt.common.shown import shown
 from adapt.evaluation import stored
@@ -68,14 +69,7 @@ def read_run(path: Path) -> PlainRun:
 
 def pooled(runs: Sequence[PlainRun]) -> list[list[PlainRun]]:
     """Return groups of runs that differ only by seed, ordered by the first run of each group."""
-    groups: list[list[PlainRun]] = []
-    for run in runs:
-        own = next((group for group in groups if group[0].settings == run.settings), None)
-        if own is None:
-            groups.append([run])
-        else:
-            own.append(run)
-    return groups
+    return list(grouped((repr(sorted(run.settings.items())), run) for run in runs).values())
 
 
 def plain_table(runs: Sequence[PlainRun]) -> list[list[str]]:

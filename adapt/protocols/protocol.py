@@ -12,15 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 from filelock import FileLock
 
 from adapt.common.disk import write_csv, write_json
 from adapt.common.errors import AdaptError
+from adapt.common.grouping import grouped
 from adapt.common.plain import JsonObject
 from adapt.common.progress import readable_time
 from adapt.evaluation import stored
+from adapt.evaluation.stored import Summary
 from adapt.protocols.engines import Engine
 from adapt.protocols.plain_runs import is_run
 from adapt.protocols.runs import TEST_SET, PlannedRun, Row, Target, alike, check, recipe_in
@@ -207,23 +209,6 @@ LOCAL = Engine()
 SHORT = 5.0  # seconds for which no time left is shown
 
 
-class Summary(TypedDict):
-    """Means and standard deviations of accuracies over the seeds, in [0, 1], and the zero-shot accuracies.
-
-    `together` are mean accuracies of answers about the whole test set together, of a method that gives such answers.
-    There is one summary for each number of shots, each `setting` of a sweep, or each left-out domain.
-    """
-
-    shots: int | None
-    setting: NotRequired[str]
-    val: NotRequired[float | None]
-    runs: int
-    mean: Figures
-    std: Figures
-    zero_shot: Figures
-    together: NotRequired[Figures]
-
-
 class Results(TypedDict):
     """The results of a protocol, as stored in a JSON file."""
 
@@ -323,9 +308,7 @@ def _check_one_test_set(rows: Sequence[Row]) -> None:
 
 def summaries(protocol: Protocol, rows: Sequence[Row]) -> list[Summary]:
     """Return a summary for each group of result rows that differ only by seed."""
-    groups: dict[tuple[int | None, str | None], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["shots"], row.get("setting")), []).append(row)
+    groups = grouped(((row["shots"], row.get("setting")), row) for row in rows)
     return [_summary(protocol, *key, group) for key, group in groups.items()]
 
 

@@ -24,6 +24,7 @@ from pydantic import TypeAdapter
 
 from adapt.common import plain
 from adapt.common.errors import AdaptError
+from adapt.common.grouping import grouped
 from adapt.common.plain import JsonObject
 from adapt.common.shown import shown, unguarded
 from adapt.common.version import __version__
@@ -79,16 +80,12 @@ def report(paths: Sequence[Path]) -> str:
     ]
     order = [-1.0 if gain is None else gain for gain in gains]  # what was not measured comes last
     shown_protocols, cells = _protocols(protocols), plain_table(runs)
+    tables: list[Cells] = [cells, *(page["cells"] for page in shown_protocols)]
     return _template().render(
         protocols=shown_protocols,
         recommendations=[_recommendation(run.path) for run in runs if (run.path / _RECOMMENDATION).is_file()],
         cells=cells,
-        several_seeds=any(
-            "±" in cell
-            for each in [cells, *(page["cells"] for page in shown_protocols)]
-            for row in each
-            for cell in row
-        ),
+        several_seeds=any("±" in str(cell) for table in tables for row in table for cell in row),
         threshold=THRESHOLD,
         groups=pages,
         opened=max(range(len(pages)), key=lambda place: order[place], default=None),
@@ -98,10 +95,8 @@ def report(paths: Sequence[Path]) -> str:
 
 def _protocols(protocols: Sequence[Results]) -> list[JsonObject]:
     """Return for each protocol, data set and backbone a table of all results, and a plot if there is one."""
-    groups: dict[tuple[str, str], list[Results]] = defaultdict(list)
-    for results in protocols:
-        recipe = results["recipe"]
-        groups[results["protocol"], f"{recipe['data']['source']}, {recipe['backbone']}"].append(results)
+    subject_of = "{0[recipe][data][source]}, {0[recipe][backbone]}".format
+    groups = grouped(((results["protocol"], subject_of(results)), results) for results in protocols)
     return [
         {
             "name": protocol.replace("_", " "),
@@ -182,11 +177,8 @@ def difference_report(
 
     `turned` says whether the images are turned upright by EXIF.
     """
-    kinds: dict[str, list[_Row]] = defaultdict(list)
-    for row in flips:
-        kinds[row["kind"]].append(row)
     found = []
-    for kind, own in kinds.items():
+    for kind, own in grouped((row["kind"], row) for row in flips).items():
         of_kind = [
             [_picture(row["path"], f"{row['class']}: {row['first']} → {row['second']}", turned)]
             for row in own[:MOST_PICTURES]

@@ -7,19 +7,18 @@ harmonic mean of the averages, as in the papers (CoCoOp, section 4.1).
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Literal, NamedTuple
 
 from adapt.common.errors import AdaptError, nearest
-from adapt.common.shown import guarded
+from adapt.common.grouping import grouped
+from adapt.common.shown import csv_text
 from adapt.evaluation import stored
 from adapt.protocols.papers import data_set, figures_for
 from adapt.protocols.protocol import Figures, Results, harmonic
@@ -65,7 +64,7 @@ def as_markdown(cells: Cells) -> str:
 
 def as_csv(cells: Cells) -> str:
     """Return a table as CSV, in which cells that a spreadsheet would run as formulas are escaped."""
-    return _csv([[str(cell) for cell in row] for row in cells if row])
+    return csv_text(map(str, row) for row in cells if row).rstrip("\n")
 
 
 def as_numbers(cells: Cells) -> str:
@@ -79,7 +78,7 @@ def as_numbers(cells: Cells) -> str:
             columns += zip(*[(f"{title} mean", f"{title} std (n-1)", f"{title} runs"), *map(_parts, column)])
         else:
             columns.append([title, *column])
-    return _csv(list(zip(*columns)))
+    return csv_text(zip(*columns)).rstrip("\n")
 
 
 def _parts(cell: str | Value) -> tuple[str, str, str]:
@@ -87,12 +86,6 @@ def _parts(cell: str | Value) -> tuple[str, str, str]:
     if not isinstance(cell, Value):
         return cell, "", ""
     return f"{100 * cell.mean:.4f}", "" if cell.std is None else f"{100 * cell.std:.4f}", str(cell.runs)
-
-
-def _csv(rows: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(map(guarded, row) for row in rows)
-    return text.getvalue().rstrip("\n")
 
 
 def as_latex(cells: Cells) -> str:
@@ -105,22 +98,13 @@ def as_latex(cells: Cells) -> str:
     latex_row = "{} \\\\".format
     titles = latex_row(" & ".join(_escaped(str(cell)) for cell in header))
     lines = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", titles, r"\midrule"]
-    for number, block in enumerate(_blocks(rows)):
+    blocks = [list(block) for filled, block in groupby(rows, bool) if filled]
+    for number, block in enumerate(blocks):
         lines += [r"\midrule"] * (number > 0)
         columns = [[cell for cell in column if isinstance(cell, Value)] for column in zip(*block, strict=True)]
         best = [max(column, key=lambda value: value.mean, default=None) for column in columns]
         lines += [latex_row(" & ".join(_bold(cell, top) for cell, top in zip(row, best, strict=True))) for row in block]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
-
-
-def _blocks(rows: Cells) -> Iterator[list[TableRow]]:
-    block: list[TableRow] = []
-    for row in [*rows, []]:
-        if row:
-            block.append(row)
-        elif block:
-            yield block
-            block = []
 
 
 def _bold(cell: str | Value, best: Value | None) -> str:
@@ -249,9 +233,7 @@ def _of(results: Results, kind: Literal["mean", "std", "zero_shot", "together"])
         by_domain = {str(group["setting"]): group[kind]["test"] for group in results["summary"]}
         average = mean(by_domain.values())
         if kind == "std":  # over the seeds, of the mean accuracy over the domains
-            by_seed: dict[int, list[float]] = {}
-            for row in results["runs"]:
-                by_seed.setdefault(row["seed"], []).append(row["test"])
+            by_seed = grouped((row["seed"], row["test"]) for row in results["runs"])
             averages = [mean(each) for each in by_seed.values()]
             average = stdev(averages) if len(averages) > 1 else 0.0
         return by_domain | {"average": average}
@@ -370,9 +352,8 @@ def curves(results: Sequence[Results]) -> dict[str, dict[str, Curve]]:
     AdaptError as `table_of_sets` does.
     """
     grid = _Grid(results)
-    sets = dict(zip(_names(grid.sets), range(len(grid.sets)), strict=True))
-    panels = {name: slice(place, place + 1) for name, place in sets.items()}
-    if len(sets) > 1:
+    panels = {name: slice(place, place + 1) for place, name in enumerate(_names(grid.sets))}
+    if len(panels) > 1:
         panels = {"average": slice(None)} | panels
     lines = {grid.baseline: grid.baselines} | {method: partial(grid.raw, method=method) for method in grid.methods}
     drawn: dict[str, dict[str, Curve]] = {}

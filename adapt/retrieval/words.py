@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from adapt.common.errors import missing
+from adapt.common.errors import needing
 
 if TYPE_CHECKING:
     from inflect import engine
@@ -69,16 +69,12 @@ def _singular(word: str) -> str:
 
 @lru_cache(maxsize=1)
 def _inflection() -> engine:
-    try:
+    with needing(_TAKING_WORDS, "the library inflect", "words"):
         import inflect
-    except ImportError:
-        raise missing(_TAKING_WORDS, "the library inflect", "words") from None
     return inflect.engine()
 
 
 def _tagged(words: list[str]) -> list[str]:
-    try:
+    with needing(_TAKING_WORDS, "the library textblob", "words"):
         from textblob.en import tag
-    except ImportError:
-        raise missing(_TAKING_WORDS, "the library textblob", "words") from None
     return [part for _, part in tag(" ".join(words), tokenize=False)]

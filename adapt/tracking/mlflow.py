@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from adapt.common.errors import missing
+from adapt.common.errors import needing
 from adapt.common.progress import LogEntry
 from adapt.data.decoding.images import in_batches
 from adapt.tracking import TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
@@ -37,10 +37,8 @@ class MLflow(Tracker):
     def __init__(self) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # by default MLflow reports its use
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-        try:
+        with needing("mlflow as a tracker", "MLflow", "mlflow"):
             import mlflow
-        except ImportError:
-            raise missing("mlflow as a tracker", "MLflow", "mlflow") from None
         self._library = mlflow
         self._run = ""
         self._step = 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from adapt.common.errors import missing
+from adapt.common.errors import needing
 from adapt.common.progress import LogEntry
 from adapt.tracking import TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
 
@@ -25,10 +25,8 @@ class TensorBoard(Tracker):
     _writer: SummaryWriter
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        try:
+        with needing("tensorboard as a tracker", "TensorBoard", "tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise missing("tensorboard as a tracker", "TensorBoard", "tensorboard") from None
         self._make, self._folder = SummaryWriter, folder
         self.needs_folder = folder is None
         self._settings: dict[str, str | int | float | bool] = {}

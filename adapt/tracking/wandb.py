@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from adapt.common.errors import missing
+from adapt.common.errors import needing
 from adapt.common.progress import LogEntry
 from adapt.tracking import TrackedRun, Tracker, final_numbers, step_numbers
 
@@ -29,10 +29,8 @@ class WeightsAndBiases(Tracker):
     def __init__(self) -> None:
         # by default W&B reports its own errors, even offline
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        try:
+        with needing("wandb as a tracker", "Weights & Biases", "wandb"):
             import wandb
-        except ImportError:
-            raise missing("wandb as a tracker", "Weights & Biases", "wandb") from None
         self._library = wandb
 
     def started(self, run: TrackedRun) -> None:

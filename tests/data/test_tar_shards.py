@@ -260,11 +260,11 @@ def test_shards_at_a_web_address_are_downloaded_once(served: ThreadingHTTPServer
 def test_a_shard_that_ends_early_is_not_kept(served: ThreadingHTTPServer, shards: Path, tmp_path: Path) -> None:
     (shards / "short.tar").write_bytes((shards / "train/000.tar").read_bytes())
     try:
-        with pytest.raises(AdaptError, match=r"short\.tar' cannot be downloaded: it ended after 600 of"):
+        with pytest.raises(AdaptError, match=r"short\.tar' cannot be downloaded: .*received 600 bytes"):
             load(f"http://127.0.0.1:{served.server_port}/short.tar")
     finally:
         (shards / "short.tar").unlink()
-    with pytest.raises(AdaptError, match=r"none\.tar' cannot be downloaded: File not found"):
+    with pytest.raises(AdaptError, match=r"none\.tar' cannot be downloaded: the server answers 404 File not found"):
         load(f"http://127.0.0.1:{served.server_port}/none.tar")
     assert list((tmp_path / "cache").rglob("*.tar*")) == []
 

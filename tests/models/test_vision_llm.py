@@ -329,7 +329,8 @@ def test_examples_stand_before_the_question(pictures: Tensor, tmp_path: Path) ->
 
         def speak(whole: Tensor = whole) -> Any:
             mask = torch.ones(whole.shape[:2], dtype=torch.long)
-            settings = {"do_sample": False, "pad_token_id": 0, "eos_token_id": generate.ends(model.backbone)}
+            ends = generate.ends(model.backbone.llm, model.backbone.tokenizer)
+            settings = {"do_sample": False, "pad_token_id": 0, "eos_token_id": ends}
             return model.backbone.llm.generate(inputs_embeds=whole, attention_mask=mask, max_new_tokens=4, **settings)
 
         tokens = model._through({"decoder": edits}, speak)[0]

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import http.client
-import io
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
-from functools import partial
+import asyncio
+import ssl
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from socket import socket
-from typing import IO, TYPE_CHECKING
+from typing import Any
 
-from adapt.common.disk import read_bounded, replacing
+import httpx
+
+from adapt.common.disk import replacing
 from adapt.common.errors import AdaptError
-from adapt.data.decoding.files import MOST_BYTES, is_address
-
-if TYPE_CHECKING:
-    from http.client import HTTPMessage
-    from urllib.request import Request
-
-    from _typeshed import WriteableBuffer
+from adapt.data.decoding.files import MOST_BYTES
 
 _SILENCE = 60.0  # seconds, of a server that sends a large file
 _SECONDS = 10.0  # from the first step to the last byte, including redirects
@@ -33,17 +26,23 @@ def fetched(address: str) -> bytes:
     Raises AdaptError if the download takes more than 10 seconds, if the server answers with an error or too many bytes,
     or if the server redirects to an address other than http and https.
     """
-    until = time.monotonic() + _SECONDS
-    try:
-        with urllib.request.build_opener(_WithinTheWeb, _Until(until)).open(address) as answer:
-            return read_bounded(answer, MOST_BYTES)
-    except urllib.error.HTTPError as error:
-        raise AdaptError(
-            f"image {address!r} cannot be fetched: the server answers {error.code} {error.reason}. Check the address"
-        ) from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise AdaptError(f"image {address!r} cannot be fetched: {reason}. Check the address and the network") from error
+    with _explained(f"image {address!r} cannot be fetched"), ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, _content(address)).result()  # this thread may have a loop, as in a notebook
+
+
+async def _content(address: str) -> bytes:
+    content = bytearray()
+    async with (
+        asyncio.timeout(_SECONDS),
+        httpx.AsyncClient(**_options(None)) as client,
+        client.stream("GET", address) as answer,
+    ):
+        answer.raise_for_status()
+        async for part in answer.aiter_raw():
+            content += part
+            if len(content) > MOST_BYTES:
+                raise OSError(f"it has more than {MOST_BYTES:,} bytes")
+    return bytes(content)
 
 
 def download(address: str, path: Path) -> None:
@@ -51,88 +50,35 @@ def download(address: str, path: Path) -> None:
 
     Raises AdaptError if the server does not answer, ends early, or says nothing for a minute.
     """
+    with (
+        _explained(f"{address!r} cannot be downloaded"),
+        httpx.Client(**_options(_SILENCE)) as client,
+        client.stream("GET", address) as answer,
+        replacing(path) as temporary,
+        temporary.open("wb") as file,
+    ):
+        answer.raise_for_status()
+        for block in answer.iter_raw():
+            file.write(block)
+
+
+def _options(timeout: float | None) -> dict[str, Any]:
+    """Return a client's options: redirects, the system's certificates, and bytes as they are sent."""
+    own = {"follow_redirects": True, "verify": ssl.create_default_context(), "timeout": timeout}
+    return own | {"headers": {"Accept-Encoding": "identity"}}
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn errors of a download in the `with` block into an AdaptError that begins with `what`."""
     try:
-        with (
-            urllib.request.build_opener(_WithinTheWeb).open(address, timeout=_SILENCE) as answer,
-            replacing(path) as temporary,
-            temporary.open("wb") as file,
-        ):
-            for block in iter(partial(_block, answer, address), b""):
-                file.write(block)
-            expected = answer.headers.get("Content-Length")
-            if expected is not None and file.tell() != int(expected):
-                raise _failed(address, f"it ended after {file.tell():,} of {int(expected):,} bytes")
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise _failed(address, getattr(error, "reason", error)) from error
-
-
-def _block(answer: IO[bytes], address: str) -> bytes:
-    try:
-        return answer.read(2**20)
-    except (OSError, http.client.HTTPException) as error:  # here, as an OSError below would seem to be the disk's
-        raise _failed(address, error) from error
-
-
-def _failed(address: str, reason: object) -> AdaptError:
-    return AdaptError(f"{address!r} cannot be downloaded: {reason}. Check the address and the network")
-
-
-class _WithinTheWeb(urllib.request.HTTPRedirectHandler):
-    """A urllib handler that follows redirects to http and https only, whereas urllib's default also allows ftp."""
-
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> Request | None:
-        if not is_address(newurl):
-            raise ValueError(f"it leads to {newurl!r}")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _left(until: float) -> float:
-    """Return the seconds left until the deadline `until`. Raises TimeoutError if the deadline has passed."""
-    left = until - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("timed out")  # as a socket says it
-    return left
-
-
-class _Until(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
-    """A urllib handler with a deadline for the entire request, because urllib's own timeout restarts with each read."""
-
-    def __init__(self, until: float) -> None:
-        super().__init__()
-        self._until = until
-
-    def do_open(
-        self, http_class: Callable[..., http.client.HTTPConnection], req: Request, **http_conn_args: object
-    ) -> http.client.HTTPResponse:
-        def answer(own: socket, **options: object) -> http.client.HTTPResponse:
-            return http.client.HTTPResponse(_Reading(own, self._until), **options)  # type: ignore[arg-type]
-
-        def connection(*args: object, **options: object) -> http.client.HTTPConnection:
-            made = http_class(*args, **options | {"timeout": _left(self._until)})
-            made.response_class = answer  # type: ignore[assignment]
-            return made
-
-        return super().do_open(connection, req, **http_conn_args)
-
-
-class _Reading(io.RawIOBase):
-    """A readable stream over a socket; a read after the deadline raises TimeoutError."""
-
-    def __init__(self, own: socket, until: float) -> None:
-        self._socket, self._bytes, self._until = own, own.makefile("rb", buffering=0), until
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int | None:
-        self._socket.settimeout(_left(self._until))
-        return self._bytes.readinto(buffer)
-
-    def close(self) -> None:
-        self._bytes.close()
-        super().close()
+        yield
+    except httpx.HTTPStatusError as error:
+        answer = f"the server answers {error.response.status_code} {error.response.reason_phrase}"
+        raise AdaptError(f"{what}: {answer}. Check the address") from error
+    except httpx.UnsupportedProtocol as error:
+        leads = f"it leads to {str(error.request.url)!r}, which is not allowed"
+        raise AdaptError(f"{what}: {leads}. Check the address") from error
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        reason = "timed out" if isinstance(error, TimeoutError | httpx.TimeoutException) else error
+        raise AdaptError(f"{what}: {reason}. Check the address and the network") from error

@@ -114,12 +114,11 @@ class _Drawn:
 def _collate(batch: list[tuple[Pictures, int]] | AdaptError) -> object:
     if isinstance(batch, AdaptError):
         return batch
+    positions = torch.tensor([position for _, position in batch], dtype=torch.long)
     if not batch or isinstance(batch[0][0], list):  # a share without items; images as decoded, of any sizes and number
-        return [pictures for pictures, _ in batch], torch.tensor([position for _, position in batch], dtype=torch.long)
+        return [pictures for pictures, _ in batch], positions
     bags = [each for each, _ in batch if isinstance(each, Bags)]
-    if bags:
-        return joined(bags), torch.tensor([position for _, position in batch])
-    return default_collate(batch)
+    return (joined(bags), positions) if bags else default_collate(batch)
 
 
 def _may_start_workers() -> bool:

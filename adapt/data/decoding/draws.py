@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from adapt.common.grouping import grouped
 from adapt.data.decoding.pictures import turns
 
 if TYPE_CHECKING:
@@ -113,9 +114,7 @@ class Epochs:
             return self._by_length(order, generator)
         if self.together == 1:
             return order
-        alike: dict[str, list[int]] = {}
-        for position in order:
-            alike.setdefault(self.entities[position], []).append(position)
+        alike = grouped((self.entities[position], position) for position in order)
         rows = [
             own[start : start + self.together] for own in alike.values() for start in range(0, len(own), self.together)
         ]

@@ -35,8 +35,9 @@ from random import Random
 from typing import Literal, TypedDict
 
 from adapt.common.errors import AdaptError, nearest
+from adapt.common.grouping import grouped
 from adapt.data.decoding.files import read_bytes, zip_root
-from adapt.data.item import Item, Label
+from adapt.data.item import Item
 from adapt.data.split import Split
 
 ARCHIVE = Path(__file__).with_name("emoji.zip")
@@ -186,11 +187,8 @@ def _in_clutter(images: Sequence[Sequence[Item]]) -> Iterator[tuple[Item, ...]]:
 
 def _of_one_class(images: Sequence[Item]) -> tuple[Item, ...]:
     """Return the images of each class in items of up to four, drawn with a fixed seed."""
-    stream, of_classes = Random(0), dict[Label, list[str]]()
-    for image in images:
-        of_classes.setdefault(image.label, []).append(image.path)
-    items = []
-    for label, paths in of_classes.items():
+    stream, items = Random(0), list[Item]()
+    for label, paths in grouped((image.label, image.path) for image in images).items():
         stream.shuffle(paths)
         items += [Item(tuple(paths[start : start + IMAGES]), label) for start in range(0, len(paths), IMAGES)]
     return tuple(items)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from adapt.chats import Chat
+from adapt.common.grouping import grouped
 from adapt.data.emoji import questions
 from adapt.data.emoji.bundled import PARTS
 from adapt.data.emoji.questions import with_article
@@ -68,9 +69,7 @@ def _conversations(spec: str) -> Split:
 
 def _paired(items: Sequence[Item]) -> Iterator[Item]:
     """Yield each item with the next answer to its question that differs from its own, if there is one."""
-    by_question: dict[str, list[str]] = {}
-    for item in items:
-        by_question.setdefault(item.text, []).append(item.answer)
+    by_question = grouped((item.text, item.answer) for item in items)
     asked = Counter[str]()
     for item in items:
         answers = by_question[item.text]

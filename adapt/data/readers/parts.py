@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from adapt.common.errors import AdaptError, nearest
+from adapt.common.grouping import grouped
 from adapt.common.shown import brief
 
 RATIOS = (0.6, 0.1, 0.3)
@@ -60,11 +61,8 @@ def assign(class_names: Sequence[str], ratios: Sequence[float], seed: int) -> li
         raise AdaptError(
             f"ratios is {tuple(ratios)}; expected three fractions, for train (above 0), val and test, that add up to 1"
         )
-    by_class: dict[str, list[int]] = {}
-    for index, name in enumerate(class_names):
-        by_class.setdefault(name, []).append(index)
     parts = ["test"] * len(class_names)
-    for name, indices in by_class.items():
+    for name, indices in grouped((name, index) for index, name in enumerate(class_names)).items():
         random.Random(f"{seed}/{name}".encode(errors="surrogateescape")).shuffle(indices)
         train_end = max(1, round(len(indices) * ratios[0]))
         val_end = max(train_end, round(len(indices) * (ratios[0] + ratios[1])))
