@@ -69,11 +69,11 @@ def load(
         )
     if root is not None and reader.root == "none":
         raise AdaptError(f"data {given!r} is {reader.takes}, which takes no root: leave out {os.fspath(root)!r}")
-    if columns and not reader.columns:
+    if columns and not reader.takes_columns:
         raise AdaptError(f"data {given!r} is {reader.takes}, which has no columns: leave out {columns!r}")
-    others = {"columns": columns_of(columns)} if columns else {}
+    reader.columns = columns_of(columns) if columns else {}
     try:
-        split = reader.read(given, None if root is None else os.fspath(root), **others)
+        split = reader.read(given, None if root is None else os.fspath(root))
     except InconsistentError as error:
         if not unseen or error.split is None or error.of_rows:
             raise

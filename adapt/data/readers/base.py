@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ class Reader:
     root: ClassVar[Literal["none", "may", "needed"]] = "none"
     """Whether a folder may, or must, be given from which the paths inside start."""
     root_is: ClassVar[str] = "the folder that the paths inside start from"
-    columns: ClassVar[bool] = False
-    """Whether it takes other names of columns, as `columns`."""
+    takes_columns: ClassVar[bool] = False
+    """Whether `reads` takes `columns`, which are columns of the data with what they are called here."""
+    columns: Mapping[str, str] = MappingProxyType({})
     fallback: ClassVar[bool] = False
     """Whether it takes only what no other reader takes."""
 
@@ -37,13 +39,10 @@ class Reader:
     reads: ClassVar[Callable[..., Split]]
     """A function that reads what is behind the prefix, for `read`; it is given a root as well unless there is none."""
 
-    def read(self, spec: str, root: str | None, **columns: Mapping[str, str]) -> Split:
-        """Return the data set `spec` without opening images. Raises AdaptError, naming the data set, on failure.
-
-        A reader that takes `columns` may be given {a column of the data: what it is called here}.
-        """
-        own = spec.removeprefix(self.prefix)
-        return self.reads(own, **columns) if self.root == "none" else self.reads(own, root, **columns)
+    def read(self, spec: str, root: str | None) -> Split:
+        """Return the data set `spec` without opening images. Raises AdaptError, naming the data set, on failure."""
+        own, more = spec.removeprefix(self.prefix), {"columns": self.columns} if self.takes_columns else {}
+        return self.reads(own, **more) if self.root == "none" else self.reads(own, root, **more)
 
     def specs(self) -> Sequence[str]:
         """Return the names of data sets that this reader accepts; empty if the reader does not recognise names."""

@@ -149,7 +149,7 @@ class CaptionsFile(Reader):
     takes = "captions in .json or .jsonl"
     reads = staticmethod(read_captions_file)
     root = "may"
-    columns = True
+    takes_columns = True
     suffixes = (".json", ".json.gz", ".jsonl")
 
     def claims(self, spec: str) -> bool:

@@ -538,7 +538,7 @@ class ChatsFile(Reader):
     takes = "conversations in .json or .jsonl"
     reads = staticmethod(read_chats)
     root = "may"
-    columns = True
+    takes_columns = True
     suffixes = (".json", ".jsonl")
 
     def claims(self, spec: str) -> bool:

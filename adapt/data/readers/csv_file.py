@@ -301,7 +301,7 @@ class CSVFile(Reader):
     takes = "a .csv or .tsv"
     reads = staticmethod(read_csv)
     root = "may"
-    columns = True
+    takes_columns = True
 
     def claims(self, spec: str) -> bool:
         return spec.lower().endswith((".csv", ".tsv")) and os.path.isfile(spec)

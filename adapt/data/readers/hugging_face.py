@@ -72,10 +72,10 @@ def read_hugging_face(
     meant = {OTHER_WORDS[name]: name for name in reversed(rows[0]) if name in OTHER_WORDS}
     rows = renamed(rows, {name: own for own, name in meant.items() if own not in rows[0]}, where)
     unknown = unknown_columns(list(rows[0]))
-    columns = frozenset(rows[0]).difference(unknown)
+    known = frozenset(rows[0]).difference(unknown)
     try:
-        task = reading(columns)
-        if unknown and (columns <= PLACES or "path" not in columns or any(_is_image(rows, name) for name in unknown)):
+        task = reading(known)
+        if unknown and (known <= PLACES or "path" not in known or any(_is_image(rows, name) for name in unknown)):
             raise AdaptError(f"{first_of(sorted(unknown))} may be images or labels")
     except AdaptError as error:
         advice = "Say what columns are: --columns image=NAME,label=NAME,ignored=NAME"
@@ -86,7 +86,7 @@ def read_hugging_face(
     for number, row in enumerate(rows):
         place = f"{where}: row {number}"
         try:
-            listed.append(row_of({key: _text(row[key]) for key in columns}, task, folder, place))
+            listed.append(row_of({key: _text(row[key]) for key in known}, task, folder, place))
         except AdaptError as error:
             problems.append(str(error))
 
@@ -184,7 +184,7 @@ class HuggingFace(Reader):
     reads = staticmethod(read_hugging_face)
     prefix = "hf:"
     root = "may"
-    columns = True
+    takes_columns = True
 
     def claims(self, spec: str) -> bool:
         return spec.startswith(self.prefix) or (spec.endswith(".parquet") and os.path.isfile(spec))
