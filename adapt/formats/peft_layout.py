@@ -12,10 +12,11 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic import BaseModel, Field, TypeAdapter
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import TypeIs
 
 from adapt.backbones.base import Backbone, DualEncoder
@@ -40,7 +41,8 @@ logger = logging.getLogger("adapt")
 TENSORS = "adapter_model.safetensors"
 FILES = (PEFT_CONFIG, TENSORS)
 PREFIX = "base_model.model."
-MAGNITUDE = "lora_magnitude_vector"  # of DoRA; its key has no `.weight`
+_MAGNITUDE = "lora_magnitude_vector"  # of DoRA; its key has no `.weight`
+_NAMES = ("lora_A", "lora_B", _MAGNITUDE)
 OURS = "adapt"  # the key of our note in the header of the tensors
 
 
@@ -108,22 +110,13 @@ def write(model: Adapted, folder: Path) -> None:
         quantization=backbone.quantization,
         preprocess=TypeAdapter(Reading).validate_python(backbone.reading()),
     )
-    by_place: dict[Place, dict[str, Tensor]] = {}
-    for key, tensor in method.state_dict().items():
-        tower, block, letter, name = key.split(".", 3)
-        by_place.setdefault((tower, int(block), letter), {})[name] = tensor.cpu().contiguous()
-    written: dict[str, dict[str, Tensor]] = {}
-    parts: dict[str, int] = {}  # of fused layers
+    tensors: dict[str, Tensor] = {}
+    parts: dict[str, int] = {}  # projections of each layer
+    state = method.state_dict()
     for layer, projections in layers(backbone).items():
-        if own := {place: by_place[place] for place in projections if place in by_place}:
-            written[layer] = next(iter(own.values()))
-            if len(projections) > 1:
-                written[layer], parts[layer] = _fused(projections, own), len(projections)
-    tensors = {
-        f"{PREFIX}{layer}.{MAGNITUDE if name.startswith(MAGNITUDE) else name}": tensor
-        for layer, own in written.items()
-        for name, tensor in own.items()
-    }
+        for name, tensor in _lora_of(projections, state).items():
+            tensors[f"{PREFIX}{layer}.{name}{'' if name == _MAGNITUDE else '.weight'}"] = tensor
+            parts[layer] = len(projections)
     with replacing(folder / TENSORS) as temporary:
         tensor_file.write(tensors, temporary, {"format": "pt", OURS: plain.dump(note.model_dump())})
     rank, alpha = method.config.rank, method.config.alpha * math.sqrt(method.config.rank)
@@ -132,11 +125,11 @@ def write(model: Adapted, folder: Path) -> None:
         "task_type": None,  # with one AutoPeftModel refuses the folder; without, it takes the class from auto_mapping
         "auto_mapping": _auto_mapping(model),
         "base_model_name_or_path": _base(backbone),
-        "target_modules": list(written),
+        "target_modules": list(parts),
         "r": rank,
         "lora_alpha": alpha,  # over r, the scaling that everybody reads; llama.cpp and SGLang ignore use_rslora
-        "rank_pattern": {layer: count * rank for layer, count in parts.items()},
-        "alpha_pattern": {layer: count * alpha for layer, count in parts.items()},
+        "rank_pattern": {layer: count * rank for layer, count in parts.items() if count > 1},
+        "alpha_pattern": {layer: count * alpha for layer, count in parts.items() if count > 1},
         "lora_dropout": method.config.dropout,
         "use_rslora": False,
         "use_dora": bool(method.config.options.get("use_dora")),
@@ -185,24 +178,26 @@ def layers(backbone: Backbone) -> dict[str, dict[Place, Projection]]:
     return found
 
 
-def _fused(projections: Mapping[Place, Projection], own: Mapping[Place, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the LoRA of a fused layer, from `own` of some of its projections.
+def _lora_of(projections: Mapping[Place, Projection], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a layer of n projections, as peft names them, from those of our LoRA, if there are some.
 
-    Each of the n projections has a part of the rank of A `(n r, in)` and B `(out, n r)`: B is zero outside this part
-    and the projection's rows.
+    In a fused layer, each projection has its part of the rank of A `(n r, in)` and B `(out, n r)`: B is zero outside
+    this part and the projection's rows. A projection without LoRA is zero, and in DoRA has its weight's magnitude.
     """
-    first = next(iter(own.values()))
-    down, layer = first["lora_A.weight"], cast(nn.Linear, next(iter(projections.values())).module)
-    rank = len(down)
-    joined = {
-        "lora_A.weight": down.new_zeros(rank * len(projections), layer.in_features),
-        "lora_B.weight": down.new_zeros(layer.out_features, rank * len(projections)),
-    }
-    if f"{MAGNITUDE}.weight" in first:
-        joined[f"{MAGNITUDE}.weight"] = layer.weight.detach().float().norm(dim=1).cpu()
+    own: dict[Place, list[Tensor]] = {}  # A, B and, in DoRA, the magnitude
+    for place in projections:
+        found = (state.get(".".join(map(str, (*place, name, "weight")))) for name in _NAMES)
+        if kept := [tensor.cpu() for tensor in found if tensor is not None]:
+            own[place] = kept
+    if len(projections) == 1 or not own:
+        return dict(zip(_NAMES, next(iter(own.values()), ())))
+    layer: Any = next(iter(projections.values())).module
+    rank, width = next(iter(own.values()))[0].shape
+    whole = [torch.zeros(rank * len(projections), width), torch.zeros(layer.out_features, rank * len(projections))]
+    if len(next(iter(own.values()))) > len(whole):
+        whole.append(layer.weight.detach().float().norm(dim=1).cpu())
     for index, (place, projection) in enumerate(projections.items()):
         part = slice(rank * index, rank * (index + 1))
-        entries: dict[str, Any] = {"lora_A.weight": part, "lora_B.weight": (projection.rows, part)}
-        for name, tensor in own.get(place, {}).items():
-            joined[name][entries.get(name, projection.rows)] = tensor
-    return joined
+        for tensor, entries, value in zip(whole, (part, (projection.rows, part), projection.rows), own.get(place, ())):
+            tensor[entries] = value
+    return dict(zip(_NAMES, whole))

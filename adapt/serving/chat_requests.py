@@ -31,6 +31,7 @@ from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission, File
 from adapt.serving.chat_worker import Choosing, Delta, Question, Talker
 from adapt.serving.predict_requests import (
+    Checked,
     Message,
     check_tokens,
     checked,
@@ -180,6 +181,12 @@ class ChatRequest(Message):
         return Chat(tuple(turns)), files
 
 
+async def sent_json(kind: type[Checked], request: Request) -> Checked:
+    """Return the JSON body of a request as a message of a `kind`. Raises HTTPException if it is not one."""
+    kind_of_body(request, "the JSON", "application/json")
+    return checked(kind, from_json_body(await request.body(), _COMMAS))
+
+
 def parts_of(turn: ChatTurn, files: list[File]) -> Iterator[str | None]:
     """Yield the parts of a turn, and add its images to `files`."""
     for part in turn.content:
@@ -309,7 +316,7 @@ def _usage(last: Delta) -> Usage:
     )
 
 
-COMMAS = 20_000  # in a body, so that reading it blocks nobody
+_COMMAS = 20_000  # in a body, so that reading it blocks nobody
 CHARACTERS = 16  # for each token that a text may have
 FAILED = "the server failed to answer this request: its log has the error"
 _LOG = logging.getLogger(__name__)
@@ -368,8 +375,7 @@ class ChatCompletions:
         try:
             async with asyncio.timeout(self._admission.limits.seconds) as given, AsyncExitStack() as held:
                 await held.enter_async_context(self._admission.body(request))
-                kind_of_body(request, "the JSON", "application/json")
-                asked = checked(ChatRequest, from_json_body(await request.body(), COMMAS))
+                asked = await sent_json(ChatRequest, request)
                 leaving = asyncio.create_task(wait_for_disconnect(request, given))
                 try:
                     async for delta in self._answers(asked, held):

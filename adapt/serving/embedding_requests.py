@@ -11,6 +11,7 @@ import asyncio
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -27,17 +28,8 @@ from adapt.models.base import evaluating
 from adapt.models.image_model import ImageModel
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission, File
-from adapt.serving.chat_requests import CHARACTERS, COMMAS, ChatPart, ChatTurn, parts_of, without_nulls
-from adapt.serving.predict_requests import (
-    Asked,
-    Message,
-    Predictions,
-    answered,
-    check_tokens,
-    checked,
-    from_json_body,
-    kind_of_body,
-)
+from adapt.serving.chat_requests import CHARACTERS, ChatPart, ChatTurn, parts_of, sent_json, without_nulls
+from adapt.serving.predict_requests import Asked, Message, Predictions, answered, check_tokens
 from adapt.serving.web import Counted
 
 
@@ -135,7 +127,7 @@ class Embeddings:
 
     async def answer(self, request: Request) -> Response:
         """Return the response to a request; it raises the errors that `answered` does."""
-        return await answered(request, self._admission, _sent, self._embedded)
+        return await answered(request, self._admission, partial(sent_json, EmbeddingRequest), self._embedded)
 
     async def _embedded(self, asked: EmbeddingRequest) -> dict[str, object]:
         model, limits = self._adapters.now.embedder(asked.model), self._admission.limits
@@ -173,11 +165,6 @@ class Embeddings:
         data = [Embedding(index=index, embedding=each) for index, each in enumerate(written)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return Embedded(data=data, model=asked.model, usage=usage).model_dump()
-
-
-async def _sent(request: Request) -> EmbeddingRequest:
-    kind_of_body(request, "the JSON", "application/json")
-    return checked(EmbeddingRequest, from_json_body(await request.body(), COMMAS))
 
 
 def _tokens(model: Any, texts: Sequence[str]) -> int:
