@@ -132,8 +132,9 @@ class Embeddings:
     async def _embedded(self, asked: EmbeddingRequest) -> dict[str, object]:
         model, limits = self._adapters.now.embedder(asked.model), self._admission.limits
         files: list[File] = []
-        [turn] = asked.messages or [ChatTurn(role="user", content=asked.input)]
-        inputs: list[Any] = list(parts_of(turn, files))
+        sent = asked.messages or [ChatTurn(role="user", content=asked.input)]
+        inputs: list[Any] = list(parts_of(sent.pop(), files))
+        asked.input.clear()  # which has the images a second time
         texts = [each for each in inputs if each is not IMAGE]
         if len(inputs) > limits.images:
             raise HTTPException(422, f"{len(inputs)} texts and images were sent; expected at most {limits.images}")

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_vision
 import torch
 from starlette.testclient import TestClient
 from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, Backbone
-from adapt.methods import LoRA
+from adapt.data import open_image
+from adapt.methods import GDA, LoRA
 from adapt.retrieval.index import index_texts
 from adapt.serving.adapters import Served, ServedAdapters
 
@@ -126,6 +128,16 @@ def test_an_adapter_without_classes_embeds(serve: Serve, served: ServedAdapters,
     refused = client.post("/predict", json={"images": [""], "adapters": ["pairs"]})
     assert refused.status_code == 422
     assert refused.json()["detail"].startswith("pairs has no classes: send images and texts with its name to")
+
+
+def test_a_model_of_images_alone_embeds_images(serve: Serve, served: ServedAdapters, images: list[bytes]) -> None:
+    model = adapt.wrap(tiny_vision.backbone("dinov2"), GDA(), ("cat", "dog")).eval()
+    served.now = Served({"eyes": model}, "eyes")
+    client = serve()
+    found = embedded(client, model="eyes", input=[uri(images[0])])
+    assert close(found, model.image_features(model.batched([model.transform()(open_image(images[0]))])))
+    refused = post(client, model="eyes", input=[TEXTS[0]]).json()["error"]["message"]
+    assert "reads no texts, as a vision encoder backbone has no text tower: use a dual encoder" in refused
 
 
 @pytest.mark.parametrize(
