@@ -110,6 +110,8 @@ def _read_config(folder: Path) -> tuple[JsonObject, Note | None]:
         if config.get("peft_type") != "LORA":
             raise AdaptError(f"{folder} has peft's method {config.get('peft_type')}; only LoRA can be imported")
         config |= {"r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
+        if config["r"] < 1:
+            raise ValueError(f"r is {config['r']}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AdaptError(f"{path} is damaged ({error!r}): expected peft's settings of a LoRA") from error
     note = _read_note(folder / TENSORS)
@@ -140,7 +142,7 @@ def _read_note(path: Path) -> Note | None:
 
 
 def _placed(
-    tensors: dict[str, Tensor], config: dict[str, object], backbone: Backbone, folder: Path
+    tensors: dict[str, Tensor], config: JsonObject, backbone: Backbone, folder: Path
 ) -> tuple[dict[str, Tensor], list[Place]]:
     """Return the tensors, renamed as in adapt's LoRA, and the projections that the tensors adapt.
 
@@ -158,8 +160,10 @@ def _placed(
         for index, (place, projection) in enumerate(projections.items()):
             tensor = tensors[key]
             if len(projections) > 1:
-                tensor = tensor if factor == "lora_A" else tensor[projection.rows]
                 axis = _OF_RANK.get(factor)
+                if tensor.ndim != (1 if axis is None else 2):
+                    raise AdaptError(f"{folder} is damaged: {key} has the shape {tuple(tensor.shape)}; fetch it again")
+                tensor = tensor if factor == "lora_A" else tensor[projection.rows]
                 if axis is not None and tensor.shape[axis] == rank * len(projections):
                     tensor = tensor.narrow(axis, rank * index, rank)
                 if factor == "lora_A" and not tensor.any():

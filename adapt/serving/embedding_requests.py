@@ -97,7 +97,7 @@ class Embedded(BaseModel):
     object: Literal["list"] = "list"
     data: list[Embedding]
     model: str
-    usage: dict[Literal["prompt_tokens", "total_tokens"], int]
+    usage: dict[str, int]
     """The number of tokens of the texts."""
 
 
@@ -151,8 +151,9 @@ class Embeddings:
             tokens = await self._admission.aside(lambda: _tokens(model, texts)) if texts else 0
             left = iter(images)
             inputs = [next(left) if each is IMAGE else each for each in inputs]
-            features = torch.stack(await asyncio.wrap_future(batcher.ask(Asked(Encoding(model), inputs)).answer))
+            rows = await asyncio.wrap_future(batcher.ask(Asked(Encoding(model), inputs)).answer)
         self._metrics.images.labels(asked.model).inc(len(files))
+        features = torch.stack(rows)
         if asked.dimensions is not None:
             if asked.dimensions > features.shape[-1]:
                 raise AdaptError(f"dimensions is {asked.dimensions}; {asked.model} gives {features.shape[-1]} values")

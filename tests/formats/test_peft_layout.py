@@ -155,6 +155,23 @@ def test_a_fused_layer_is_one_to_peft(projections: Any, options: dict[str, Any],
     assert comes_back(model, folder)
 
 
+def test_a_damaged_fused_layer_is_refused(tmp_path: Path) -> None:
+    backbone = tiny_natives.backbone("qwen2_vl")
+    trained_by_peft(backbone.model, tmp_path / "peft", r=2, target_modules=r".*visual.*qkv")
+    file, config = tmp_path / "peft" / "adapter_model.safetensors", tmp_path / "peft" / "adapter_config.json"
+    tensors = load_file(file)
+    name = next(each for each in tensors if "lora_B" in each)
+    save_file({**tensors, name: tensors[name].flatten()}, file, {"format": "pt"})
+    with pytest.raises(AdaptError, match=r"peft is damaged: .*lora_B.weight has the shape \(\d+,\); fetch it again"):
+        adapt.load(tmp_path / "peft", backbone)
+    save_file({**tensors, name: tensors[name][:5]}, file, {"format": "pt"})
+    with pytest.raises(AdaptError, match="lora_B"):
+        adapt.load(tmp_path / "peft", backbone)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 0}))
+    with pytest.raises(AdaptError, match="r is 0"):
+        adapt.load(tmp_path / "peft", backbone)
+
+
 @pytest.mark.parametrize("use_dora", [False, True])
 @pytest.mark.parametrize("targets", [r".*visual.*(qkv|fc1)", "all-linear"])
 def test_one_pair_of_pefts_on_a_fused_layer_is_read(targets: str, use_dora: bool, tmp_path: Path) -> None:
