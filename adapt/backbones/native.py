@@ -180,9 +180,18 @@ class NativeVLM(Backbone):
         return super().to(device)
 
     def export(self, folder: Path, model: nn.Module) -> None:
-        """Write `model`, an edited copy of this backbone's model, and the processor to `folder`."""
+        """Write `model`, an edited copy of this backbone's model, and the processor to `folder`.
+
+        Tensors have the names of the model's published checkpoints, by which other programs find them: transformers 5
+        alone leaves `vision_model` out of those of a vision tower of CLIP or SigLIP.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        cast("PreTrainedModel", model).save_pretrained(folder)
+        state = model.state_dict()
+        for name, part in model.named_modules():
+            if type(part).__name__ in ("CLIPVisionModel", "SiglipVisionModel") and not hasattr(part, "vision_model"):
+                for key in part.state_dict():
+                    state[f"{name}.vision_model.{key}"] = state.pop(f"{name}.{key}")
+        cast("PreTrainedModel", model).save_pretrained(folder, state_dict=state)
         self.processor.save_pretrained(folder)
 
     def _prepare(self, settings: Mapping[str, object]) -> None:

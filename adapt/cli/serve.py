@@ -41,7 +41,8 @@ def serve(
     max_requests: Annotated[
         int,
         Option(
-            "Maximum number of requests read and answered at one time, of classifications and of chats each.", min=1
+            "Maximum number of requests read and answered at one time: classifications, embeddings and chats each.",
+            min=1,
         ),
     ] = 64,
     timeout: Annotated[float, Option("Seconds until a request fails.", min=0.001)] = 30,
@@ -51,10 +52,10 @@ def serve(
 ) -> None:
     """Serve each ADAPTER (a file, a run, or NAME=PATH) over HTTP. By default, requests use the first ADAPTER.
 
-    Adapters with classes answer at /predict, those of native vision-language models at /v1/chat/completions, as
-    OpenAI's clients ask. Web pages for trying them are at / and /chat, the API schema at /openapi.json, and metrics at
-    /metrics. Without --token-file, anyone who can reach the port can send requests and, with --folder, load and unload
-    adapters.
+    Adapters with classes answer at /predict, and those of native vision-language models at /v1/chat/completions, as
+    OpenAI's clients ask; all others embed images and texts at /v1/embeddings. Web pages for trying them are at / and
+    /chat, the API schema at /openapi.json, and metrics at /metrics. Without --token-file, anyone who can reach the port
+    can send requests and, with --folder, load and unload adapters.
 
     \b
     Examples:

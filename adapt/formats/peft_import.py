@@ -1,4 +1,4 @@
-"""Load a LoRA adapter in peft's layout, written by `peft_layout` or by peft itself."""
+"""Load a LoRA or DoRA adapter in peft's layout, written by `peft_layout` or by peft itself."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from adapt.common.shown import brief
 from adapt.common.validation import parsed
 from adapt.formats import PEFT_CONFIG, tensor_file
 from adapt.formats.adapter import check_reading, read_tensors
-from adapt.formats.peft_layout import OURS, PREFIX, TENSORS, Note, module_names
+from adapt.formats.peft_layout import OURS, PREFIX, TENSORS, Note, layers
 from adapt.formats.rebuild import build_for, named_backbone, note_quantization
 from adapt.methods.lora import LoRA, Place
 from adapt.models.wrap import Model
 
-_READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "base_model_name_or_path", "auto_mapping"}
+_READ = {
+    "peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "base_model_name_or_path", "auto_mapping",
+}  # fmt: skip
+_OF_FUSED = {"rank_pattern", "alpha_pattern"}  # read in folders of ours, which have them for fused layers alone
 # settings that repeat what the names of the tensors say, or that only concern the start of training
 _INERT = {
     "task_type", "peft_version", "revision", "inference_mode", "target_modules", "exclude_modules",
@@ -31,6 +34,7 @@ _INERT = {
     "ensure_weight_tying", "init_lora_weights",
 }  # fmt: skip
 _FROM_THE_WEIGHTS_AS_THEY_ARE = (True, False, None, "gaussian", "orthogonal", "eva")
+_OF_RANK = {"lora_A": 0, "lora_B": 1}  # their axes
 # models of a single tower, which some releases of transformers leave out of their module names
 _TOWERS = {
     "CLIPTextModel": "text_model.",
@@ -48,16 +52,15 @@ def load(
     fast: bool | None = None,
     device: str | torch.device = AUTO,
 ) -> Model:
-    """Load a LoRA adapter from a folder in peft's layout as an adapted model.
+    """Load a LoRA or DoRA adapter from a folder in peft's layout as an adapted model.
 
     A folder written by `peft_layout` records the backbone and class names. A folder written by peft itself records only
     the backbone, so `class_names` must be given. The logit scale is then the backbone's, the template LoRA's default.
 
-    Raises AdaptError if the adapter is not a plain LoRA, or adapts modules other than the projections of towers.
+    Raises AdaptError if the adapter is another kind of LoRA, or adapts modules other than the projections of towers.
     """
     folder = Path(folder)
-    config: JsonObject = _read_config(folder)
-    note = _read_note(folder / TENSORS)
+    config, note = _read_config(folder)
     class_names = note.class_names if class_names is None and note else class_names
     if backbone is None:
         base = config.get("base_model_name_or_path")
@@ -73,13 +76,18 @@ def load(
         note_quantization(note.quantization, backbone, folder)
         check_reading(note.preprocess, backbone, folder)
     tensors, adapted = _placed(read_tensors(folder / TENSORS), config, backbone, folder)
+    towers = tuple(dict.fromkeys(tower for tower, _, _ in adapted))
+    every = {place for projections in layers(backbone).values() for place in projections if place[0] in towers}
     rank, alpha = config["r"], config["lora_alpha"]
+    if not config.get("use_rslora"):  # peft usually divides by the rank
+        alpha = float(f"{alpha / math.sqrt(rank):.15g}")  # as it was before it was multiplied by the root
     method = LoRA(
         rank=rank,
-        alpha=alpha if config.get("use_rslora") else alpha / math.sqrt(rank),  # peft usually divides by the rank
+        alpha=alpha,
+        options={"use_dora": True} if config.get("use_dora") else {},
         dropout=config.get("lora_dropout", 0.0),
-        towers=tuple(dict.fromkeys(tower for tower, _, _ in adapted)),
-        projections=tuple(dict.fromkeys(letter for _, _, letter in adapted)),
+        towers=towers,
+        projections="all" if set(adapted) == every else tuple(dict.fromkeys(letter for _, _, letter in adapted)),
         blocks=_blocks(adapted, backbone),
         **(note.model_dump(include={"logit_scale", "template"}) if note else {"logit_scale": None}),
     )
@@ -92,22 +100,26 @@ def class_names_of(folder: Path) -> list[str]:
     return note.class_names if note else []
 
 
-def _read_config(folder: Path) -> dict[str, object]:
-    """Return peft's adapter_config.json. Raises AdaptError if the file is missing or does not describe a plain LoRA."""
+def _read_config(folder: Path) -> tuple[JsonObject, Note | None]:
+    """Return peft's adapter_config.json and the note. Raises AdaptError if it is missing, or of another kind."""
     path = folder / PEFT_CONFIG
     if not path.is_file():
         raise AdaptError(f"{folder} is not in peft's layout: it has no {PEFT_CONFIG}")
     try:
         config = plain.parse(path.read_bytes())
         if config.get("peft_type") != "LORA":
-            raise AdaptError(f"{folder} has peft's method {config.get('peft_type')}; only plain LoRA can be imported")
+            raise AdaptError(f"{folder} has peft's method {config.get('peft_type')}; only LoRA can be imported")
         config |= {"r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
+        if config["r"] < 1:
+            raise ValueError(f"r is {config['r']}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AdaptError(f"{path} is damaged ({error!r}): expected peft's settings of a LoRA") from error
-    for key in sorted(config.keys() - _READ - _INERT):  # they may change the meaning of the tensors
+    note = _read_note(folder / TENSORS)
+    known = _READ | _INERT | (_OF_FUSED if note else set())
+    for key in sorted(config.keys() - known):  # they may change the meaning of the tensors
         if config[key] and config[key] != "none":
             raise AdaptError(
-                f"{folder} is a LoRA with {key} = {brief(config[key])}; only plain LoRA can be imported, without {key}"
+                f"{folder} is a LoRA with {key} = {brief(config[key])}; only LoRA without {key} can be imported"
             )
     start = config.get("init_lora_weights")
     if start not in _FROM_THE_WEIGHTS_AS_THEY_ARE:
@@ -115,7 +127,7 @@ def _read_config(folder: Path) -> dict[str, object]:
             f"{folder} was trained from weights that init_lora_weights = {brief(start)} had changed: save the adapter "
             "with peft's path_initial_model_for_weight_conversion, which converts it to a plain LoRA"
         )
-    return dict(config)
+    return dict(config), note
 
 
 def _read_note(path: Path) -> Note | None:
@@ -130,22 +142,38 @@ def _read_note(path: Path) -> Note | None:
 
 
 def _placed(
-    tensors: dict[str, Tensor], config: dict[str, object], backbone: Backbone, folder: Path
+    tensors: dict[str, Tensor], config: JsonObject, backbone: Backbone, folder: Path
 ) -> tuple[dict[str, Tensor], list[Place]]:
-    """Return the tensors, renamed as in adapt's LoRA, and the projections that the tensors adapt."""
-    sites = {name: site for site, name in module_names(backbone).items()}
+    """Return the tensors, renamed as in adapt's LoRA, and the projections that the tensors adapt.
+
+    One pair of a fused layer becomes a pair of each projection, with the same A unless each has a part of the rank.
+    """
+    found, rank = layers(backbone), int(config["r"])
     tower = _TOWERS.get(plain.within(config, "auto_mapping", "base_model_class", kind=str) or "", "")
-    placed, adapted = {}, set()
-    for key, tensor in tensors.items():
+    placed: dict[str, Tensor] = {}
+    adapted, idle = set(), set()
+    for key in sorted(tensors):  # lora_A before lora_B
         name, _, factor = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
-        site = sites.get(name) or sites.get(f"{tower}{name}")
-        if site is None:
+        projections = found.get(name) or found.get(f"{tower}{name}")
+        if projections is None:
             raise AdaptError(f"{folder} adapts {name!r}, which is not a projection of {backbone.describe()}")
-        placed[".".join(map(str, (*site, factor, "weight")))] = tensor
-        adapted.add(site)
+        for index, (place, projection) in enumerate(projections.items()):
+            tensor = tensors[key]
+            if len(projections) > 1:
+                axis = _OF_RANK.get(factor)
+                if tensor.ndim != (1 if axis is None else 2):
+                    raise AdaptError(f"{folder} is damaged: {key} has the shape {tuple(tensor.shape)}; fetch it again")
+                tensor = tensor if factor == "lora_A" else tensor[projection.rows]
+                if axis is not None and tensor.shape[axis] == rank * len(projections):
+                    tensor = tensor.narrow(axis, rank * index, rank)
+                if factor == "lora_A" and not tensor.any():
+                    idle.add(place)
+            if place not in idle:
+                placed[".".join(map(str, (*place, factor, "weight")))] = tensor
+                adapted.add(place)
     if not adapted:
         raise AdaptError(f"{folder} contains no LoRA tensors")
-    return placed, [site for site in sites.values() if site in adapted]
+    return placed, [place for projections in found.values() for place in projections if place in adapted]
 
 
 def _blocks(sites: list[Place], backbone: Backbone) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from adapt.common.devices import free_bytes
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.methods.base import Context, ImageStep, Method, PairStep
-from adapt.methods.base.traits import AveragesPrompts, DrawsMaps, normal_label, trait
+from adapt.methods.base.traits import AveragesPrompts, DrawsMaps, normal_label, owns_prompts, trait
 from adapt.models.base import in_one_mode
 from adapt.models.class_texts import ClassTexts, PromptAverage
 from adapt.models.image_model import ImageModel
@@ -121,6 +121,13 @@ class AdaptedModel(ImageModel[DualEncoder]):
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         return self.encode([self.prompt_of(text) for text in texts])
+
+    def check_encodes_texts(self) -> None:
+        if owns_prompts(self.method):
+            raise AdaptError(
+                f"{self.method.name} learned prompt tokens for its class names, and cannot encode other texts: encode "
+                "them without an adapter, or with an adapter that edits only the towers, such as lora"
+            )
 
     def prompt_of(self, text: str) -> Prompt:
         """Return `text` as a prompt. Raises AdaptError, naming the text, if it is too long for the text tower."""

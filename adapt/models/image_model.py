@@ -63,6 +63,10 @@ class ImageModel(Adapted[E]):
 
     # texts, which a dual encoder encodes
 
+    def check_encodes_texts(self) -> None:
+        """Raise AdaptError if the model cannot encode texts that name no class."""
+        raise self._without_texts()
+
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
         """Return unit-length features `(m, e)` of prompts that belong to no class, under the method's edits."""
         raise self._without_texts()

@@ -26,7 +26,7 @@ from adapt.data.decoding.pictures import turns
 from adapt.data.item import Item
 from adapt.formats import tensor_file
 from adapt.methods.base.space import Space, space_of
-from adapt.methods.base.traits import Projects, has_trait, owns_prompts
+from adapt.methods.base.traits import Projects, has_trait
 from adapt.models.base import evaluating
 from adapt.models.image_model import ImageModel
 
@@ -169,7 +169,7 @@ def index_texts(model: ImageModel, texts: Sequence[str], progress: Progress | No
     Raises AdaptError if `texts` is empty, or if a text is empty or too long for the text tower.
     """
     _check(texts, "text")
-    _check_prompts(model)
+    model.check_encodes_texts()
     encoded = (model.text_features(part, edited=True) for part in in_batches(texts, TEXTS_AT_ONCE))
     return _index("texts", model, texts, encoded, progress)
 
@@ -188,7 +188,7 @@ def index_pairs(model: ImageModel, items: Sequence[Item], progress: Progress | N
     """
     entries = [item.unit or item.path for item in items]
     _check(entries, "pair")
-    _check_prompts(model)
+    model.check_encodes_texts()
     if other := next((item for item in items if not (item.paths and item.text)), None):
         raise AdaptError(f"{other.name!r} is not an image-text pair: give a .csv with path, text and optionally entity")
 
@@ -217,14 +217,6 @@ def identity_of(model: ImageModel) -> str:
         return ""
     settings = plain.dump(method.config.model_dump(mode="json"))
     return tensor_file.checksum(method.state_dict(), {"name": method.name, "settings": settings})
-
-
-def _check_prompts(model: ImageModel) -> None:
-    if owns_prompts(model.method):
-        raise AdaptError(
-            f"{model.method.name} learned prompt tokens for its class names, and cannot encode other texts: make the "
-            "index without an adapter, or with an adapter that edits only the towers, such as lora"
-        )
 
 
 def _size(model: ImageModel) -> int:

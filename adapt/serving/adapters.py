@@ -60,16 +60,20 @@ class Served:
             raise NoSuchAdapter(f"there is no adapter {brief(name)}; {nearest(name, self.models)}")
         return self.models[name]
 
-    @property
-    def speaking(self) -> dict[str, ChatModel]:
-        """The adapters that answer in words."""
-        return {name: model for name, model in self.models.items() if is_native(model)}
-
     def speaker(self, name: str) -> ChatModel:
         """Return the adapter `name`, which answers in words. Raises AdaptError if it does not, or if there is none."""
         model = self.named(name)
         if not is_native(model):
-            raise AdaptError(f"{name} classifies images, and does not answer in words: send images to /predict")
+            raise AdaptError(
+                f"{name} does not answer in words: send images to /predict, or images and texts to /v1/embeddings"
+            )
+        return model
+
+    def embedder(self, name: str) -> AdaptedModel | VisionModel:
+        """Return the adapter `name`, which embeds images. Raises AdaptError if it does not, or if there is none."""
+        model = self.named(name)
+        if is_native(model):
+            raise AdaptError(f"{name} answers in words, and embeds nothing: send conversations to /v1/chat/completions")
         return model
 
     def together(self, names: Sequence[str]) -> SideBySide:
@@ -77,8 +81,10 @@ class Served:
         key = tuple(names)
         models = [self.named(name) for name in key]
         for name, model in zip(key, models, strict=True):
-            if not model.classifies:
+            if is_native(model) and not model.classifies:
                 raise AdaptError(f"{name} answers in words: send conversations with its name to /v1/chat/completions")
+            if not model.class_names:
+                raise AdaptError(f"{name} has no classes: send images and texts with its name to /v1/embeddings")
         if len(set(key)) < len(key):
             raise AdaptError(f"an adapter is named twice in {', '.join(key)}: name each adapter once")
         together = self._together.get(key)
@@ -95,7 +101,7 @@ class ServedAdapters:
     Each of `given` is a path or `NAME=PATH`, and the first adapter is the default. If there is a `folder`, requests may
     load adapters from this folder, up to `most` adapters in total. Without a folder, the adapters cannot be changed.
     Adapters with the same backbone share one copy of the backbone. Raises AdaptError if an adapter cannot be loaded or
-    neither classifies images nor chats, or if two adapters have the same name.
+    neither chats nor has features of images, or if two adapters have the same name.
     """
 
     def __init__(
@@ -203,14 +209,14 @@ class ServedAdapters:
     def _loaded(self, path: Path) -> ServedModel:
         key = None if self._backbone is not None else backbone_key(path)
         model = load(path, self._backbone or self._shared.get(key or ""), device=self._device)
-        if not is_native(model) and not (isinstance(model, ImageModel) and model.class_names):
+        if not is_native(model) and not isinstance(model, ImageModel):
             raise AdaptError(
-                f"{path} neither classifies images by class names nor chats: give an adapter that classifies, or one "
-                "of a native vision-language model"
+                f"{path} neither chats nor has features of images: give an adapter of a CLIP, of a model of images "
+                "alone, or of a native vision-language model"
             )
         if key is not None:
             self._shared.setdefault(key, model.backbone)
-        if isinstance(model, ImageModel):
+        if isinstance(model, ImageModel) and model.class_names:
             model.predict(Image.new("RGB", (64, 64)))  # encodes the class texts now, not in the first request
         return model
 

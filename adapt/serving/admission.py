@@ -115,7 +115,7 @@ class Limits:
     in_all: int = 8
     """The bytes and pixels of all requests in flight, as a multiple of the limits of one."""
     requests: int = 64
-    """Requests that are answered at one time, of classifications and of chats each."""
+    """Requests that are answered at one time, of classifications, embeddings and chats each."""
     seconds: float = 30.0
     """Seconds until a request fails."""
 

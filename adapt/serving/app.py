@@ -1,4 +1,4 @@
-"""The HTTP interface: predictions, answers in words, the adapters that give them, health, metrics, and two pages."""
+"""The HTTP interface: predictions, answers in words, embeddings, the adapters, health, metrics, and two pages."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from starlette.exceptions import HTTPException
 
 from adapt.common.errors import AdaptError
 from adapt.common.version import __version__
+from adapt.models.base import is_native
 from adapt.serving.adapters import NoSuchAdapter, NotAllowed, ServedAdapters, TooManyAdapters
 from adapt.serving.admission import Admission, Crowded, Limits, TooManyPixels
 from adapt.serving.chat_requests import FAILED, ChatCompletions, ChatRequest, Completion, ModelCard, ModelCards
+from adapt.serving.embedding_requests import Embedded, EmbeddingRequest, Embeddings
 from adapt.serving.predict_requests import Asking, ImagesAnswered, ImagesInJson, Message, Predictions
 from adapt.serving.web import Around, Counted, Guard, Mistaken, Problem, page, problem
 from adapt.serving.worker import Worker
@@ -130,7 +132,7 @@ def create_app(
     app.add_middleware(Around, most=limits.body_bytes, metrics=metrics)
     _add_problems(app)
     _add_predict(app, predictions, limits)
-    _add_chat(app, adapters, conversations)
+    _add_openai(app, adapters, conversations, Embeddings(adapters, admission, metrics, predictions))
     _add_adapters(app, adapters)
     _add_watching(app, adapters, work, metrics)
     app.add_route("/", page("page.html"), include_in_schema=False)
@@ -179,34 +181,42 @@ def _add_predict(app: FastAPI, predictions: Predictions, limits: Limits) -> None
         return await predictions.answer(request)
 
 
-def _add_chat(app: FastAPI, adapters: ServedAdapters, conversations: ChatCompletions) -> None:
+def _add_openai(app: FastAPI, adapters: ServedAdapters, conversations: ChatCompletions, embeddings: Embeddings) -> None:
     """Register the paths of OpenAI's interface."""
-    schema = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    parts, started, problems = schema.pop("$defs"), int(time.time()), {name: {"model": Mistaken} for name in _PROBLEMS}
-    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    parts: dict[str, object] = {}
+    started, problems = int(time.time()), {name: {"model": Mistaken} for name in _PROBLEMS}
 
-    @app.post(
-        "/v1/chat/completions", response_model=Completion, responses=problems, openapi_extra={"requestBody": body}
-    )
+    def takes(kind: type[Message]) -> dict[str, Any]:
+        schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        parts.update(schema.pop("$defs"))
+        body = {"required": True, "content": {"application/json": {"schema": schema}}}
+        return {"responses": problems, "openapi_extra": {"requestBody": body}}
+
+    @app.post("/v1/chat/completions", response_model=Completion, **takes(ChatRequest))
     async def complete(request: Request) -> Response:
         """Answer a conversation about images in words, at once or as a stream of events."""
         return await conversations.answer(request)
 
+    @app.post("/v1/embeddings", response_model=Embedded, **takes(EmbeddingRequest))
+    async def embed(request: Request) -> Response:
+        """Return the unit-length features of texts and images."""
+        return await embeddings.answer(request)
+
     @app.get("/v1/models")
     def list_models() -> ModelCards:
-        """List the adapters that answer in words."""
-        return ModelCards(data=[ModelCard(id=name, created=started) for name in adapters.now.speaking])
+        """List the adapters, each of which answers in words or embeds images."""
+        return ModelCards(data=[ModelCard(id=name, created=started) for name in adapters.now.models])
 
     @app.get("/v1/models/{name}", responses=problems)
     def get_model(name: str) -> ModelCard:
-        """Return the description of an adapter that answers in words."""
-        adapters.now.speaker(name)
+        """Return the description of an adapter."""
+        adapters.now.named(name)
         return ModelCard(id=name, created=started)
 
     described = app.openapi
 
     def with_parts() -> dict[str, object]:
-        """Add the schemas that the one of a conversation refers to."""
+        """Add the schemas to which those of the requests refer."""
         whole = described()
         whole["components"]["schemas"].update(parts)
         return whole
@@ -223,7 +233,7 @@ def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
                 method=model.method.name,
                 backbone=model.backbone.name,
                 classes=list(model.class_names),
-                chats=name in now.speaking,
+                chats=is_native(model),
                 default=name == now.default,
             )
             for name, model in now.models.items()

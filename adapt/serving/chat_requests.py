@@ -31,6 +31,7 @@ from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission, File
 from adapt.serving.chat_worker import Choosing, Delta, Question, Talker
 from adapt.serving.predict_requests import (
+    Checked,
     Message,
     check_tokens,
     checked,
@@ -53,7 +54,7 @@ _COLDEST = 0.001  # a temperature below which probabilities are 0 and 1
 _ANSWER = 256  # tokens, unless the request says how many
 
 
-def _given(values: object) -> object:
+def without_nulls(values: object) -> object:
     """Remove null values, which clients send for settings that they do not use."""
     if not isinstance(values, dict):
         return values
@@ -90,7 +91,7 @@ class ChatTurn(Message):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[ChatPart], Field(max_length=1000)]
 
-    _without_nulls = model_validator(mode="before")(_given)
+    _without_nulls = model_validator(mode="before")(without_nulls)
 
     @field_validator("content", mode="before", json_schema_input_type=str | list[ChatPart])
     @classmethod
@@ -139,7 +140,7 @@ class ChatRequest(Message):
     store: Literal[False] = False
     user: str | None = None
 
-    _without_nulls = model_validator(mode="before")(_given)
+    _without_nulls = model_validator(mode="before")(without_nulls)
 
     @field_validator("stop", mode="before", json_schema_input_type=str | list[str])
     @classmethod
@@ -172,7 +173,7 @@ class ChatRequest(Message):
         """Return the conversation and its images, which have names and contents. Raises HTTPException."""
         files: list[File] = []
         turns = [
-            Turn("system" if turn.role == "developer" else turn.role, tuple(_parts(turn, files)), learned=False)
+            Turn("system" if turn.role == "developer" else turn.role, tuple(parts_of(turn, files)), learned=False)
             for turn in self.messages
         ]
         if turns[-1].role != "user":
@@ -180,7 +181,13 @@ class ChatRequest(Message):
         return Chat(tuple(turns)), files
 
 
-def _parts(turn: ChatTurn, files: list[File]) -> Iterator[str | None]:
+async def sent_json(kind: type[Checked], request: Request) -> Checked:
+    """Return the JSON body of a request as a message of a `kind`. Raises HTTPException if it is not one."""
+    kind_of_body(request, "the JSON", "application/json")
+    return checked(kind, from_json_body(await request.body(), _COMMAS))
+
+
+def parts_of(turn: ChatTurn, files: list[File]) -> Iterator[str | None]:
     """Yield the parts of a turn, and add its images to `files`."""
     for part in turn.content:
         if isinstance(part, ImagePart):
@@ -234,7 +241,7 @@ class Completion(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """An adapter that answers in words."""
+    """An adapter that answers in words, or embeds images and texts."""
 
     id: str
     object: Literal["model"] = "model"
@@ -243,7 +250,7 @@ class ModelCard(BaseModel):
 
 
 class ModelCards(BaseModel):
-    """All adapters that answer in words."""
+    """All adapters."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
@@ -310,7 +317,7 @@ def _usage(last: Delta) -> Usage:
 
 
 _COMMAS = 20_000  # in a body, so that reading it blocks nobody
-_CHARACTERS = 16  # for each token that a conversation may have
+CHARACTERS = 16  # for each token that a text may have
 FAILED = "the server failed to answer this request: its log has the error"
 _LOG = logging.getLogger(__name__)
 
@@ -368,8 +375,7 @@ class ChatCompletions:
         try:
             async with asyncio.timeout(self._admission.limits.seconds) as given, AsyncExitStack() as held:
                 await held.enter_async_context(self._admission.body(request))
-                kind_of_body(request, "the JSON", "application/json")
-                asked = checked(ChatRequest, from_json_body(await request.body(), _COMMAS))
+                asked = await sent_json(ChatRequest, request)
                 leaving = asyncio.create_task(wait_for_disconnect(request, given))
                 try:
                     async for delta in self._answers(asked, held):
@@ -421,9 +427,9 @@ class ChatCompletions:
         """Return the maximum number of tokens of an answer. Raises AdaptError if a conversation is too long."""
         most = min(self._admission.limits.tokens, model.backbone.longest)
         characters = sum(len(turn.text) for turn in chat.turns)
-        if characters > _CHARACTERS * most:
+        if characters > CHARACTERS * most:
             raise AdaptError(
-                f"the conversation has {characters:,} characters; expected at most {_CHARACTERS * most:,}: shorten it"
+                f"the conversation has {characters:,} characters; expected at most {CHARACTERS * most:,}: shorten it"
             )
         [tokens] = model.backbone.lengths([chat], [[image.size for image in images]], asks=True)
         room = most - tokens

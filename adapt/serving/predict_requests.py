@@ -11,9 +11,10 @@ import asyncio
 import base64
 import binascii
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import HTTPException, Request, Response
@@ -39,6 +40,7 @@ from adapt.serving.web import Counted
 from adapt.serving.worker import Worker
 
 Checked = TypeVar("Checked", bound=BaseModel)
+Read = TypeVar("Read")
 
 TopK = Annotated[int, Field(ge=1, le=1000, description="Number of classes to return per image.")]
 Threshold = Annotated[float | None, Field(ge=0, le=1, description="Answer none if no class reaches this probability.")]
@@ -201,28 +203,32 @@ def decoded(text: str, name: str) -> bytes:
         raise HTTPException(422, f"{name} is not valid base64: {error}") from None
 
 
-Answered = list[tuple[Prediction, ...]]  # for each image, the prediction of each adapter
-
-
 @dataclass(eq=False)
 class Asked:
-    """A queued request with its adapters, settings and preprocessed images, and a future for the predictions."""
+    """A queued request: preprocessed images or texts, what a pass makes of them, and a future for the answers."""
+
+    compute: Callable[[Sequence[Any]], Iterable[Any]]
+    """Requests share passes if this is equal."""
+    inputs: Sequence[Any]
+    answer: Future[list[Any]] = field(default_factory=Future)
+
+
+@dataclass(frozen=True)
+class Classifying:
+    """What a pass makes of images: for each, a tuple with the prediction of each adapter.
+
+    Adapters that learn from test images are created anew for each request, so such requests never share a pass.
+    """
 
     together: SideBySide
     query: Query
-    pixels: Sequence[Prepared]
-    answer: Future[Answered] = field(default_factory=Future)
 
-    def goes_with(self, other: Asked) -> bool:
-        """Return whether a forward pass can answer this request and `other`, which needs equal adapters and settings.
-
-        Adapters that learn from test images are created anew for each request, so such requests never share a pass.
-        """
-        return self.together is other.together and self.query == other.query
+    def __call__(self, pixels: Sequence[Prepared]) -> Iterator[tuple[Prediction, ...]]:
+        return self.together.predictions(pixels, self.query)
 
 
 class Batcher(Worker[Asked]):
-    """A thread that computes predictions in passes of at most `most` images, and calls `passed` with their sizes."""
+    """A thread that answers requests in passes of at most `most` inputs, and calls `passed` with their sizes."""
 
     def __init__(self, most: int, passed: Callable[[int], None] = lambda images: None) -> None:
         self._most, self._passed = most, passed
@@ -230,14 +236,14 @@ class Batcher(Worker[Asked]):
 
     def _run(self) -> None:
         while batch := self._next():
-            pixels = [each for asked in batch for each in asked.pixels]
-            answers: Answered = []
+            inputs = [each for asked in batch for each in asked.inputs]
+            answers: list[Any] = []
             try:
-                for start in range(0, len(pixels), self._most):  # a request alone may have more
+                for start in range(0, len(inputs), self._most):  # a request alone may have more
                     self._begin()
-                    part = pixels[start : start + self._most]
+                    part = inputs[start : start + self._most]
                     self._passed(len(part))
-                    answers += batch[0].together.predictions(part, batch[0].query)
+                    answers += batch[0].compute(part)
             except Exception as error:  # noqa: BLE001  # an error of the model goes to the clients
                 for asked in batch:
                     asked.answer.set_exception(error)
@@ -246,8 +252,8 @@ class Batcher(Worker[Asked]):
                 self._begun.clear()
             start = 0
             for asked in batch:
-                asked.answer.set_result(answers[start : start + len(asked.pixels)])
-                start += len(asked.pixels)
+                asked.answer.set_result(answers[start : start + len(asked.inputs)])
+                start += len(asked.inputs)
 
     def _next(self) -> list[Asked]:
         """Wait for requests and return the next batch, or an empty list once the batcher is closed and idle."""
@@ -257,11 +263,12 @@ class Batcher(Worker[Asked]):
                 if not self._queue:
                     return []
                 batch, size = list[Asked](), 0
-                for asked in sorted(self._queue, key=lambda asked: len(asked.pixels)):
-                    if not batch or (batch[0].goes_with(asked) and size + len(asked.pixels) <= self._most):
+                for asked in sorted(self._queue, key=lambda asked: len(asked.inputs)):
+                    fits = size + len(asked.inputs) <= self._most
+                    if not batch or (fits and asked.compute == batch[0].compute):
                         self._queue.remove(asked)
                         batch.append(asked)
-                        size += len(asked.pixels)
+                        size += len(asked.inputs)
             batch = [asked for asked in batch if asked.answer.set_running_or_notify_cancel()]
             if batch:
                 return batch
@@ -278,26 +285,13 @@ class Predictions:
         """The batcher of native vision-language models, whose passes would hold up those of other adapters."""
 
     async def answer(self, request: Request) -> Response:
-        """Return the response to a request.
+        """Return the response to a request; it raises the errors that `answered` does."""
+        read = partial(sent, most=self._admission.limits.images)
+        return await answered(request, self._admission, read, self._predicted)
 
-        Raises AdaptError or HTTPException for an invalid request, Crowded if the server is overloaded, HTTPException
-        with status 504 after the time limit, and ClientDisconnect if the client has disconnected.
-        """
-        limits = self._admission.limits
-        try:
-            async with asyncio.timeout(limits.seconds) as given, self._admission.body(request):
-                files, asking = await sent(request, limits.images)
-                leaving = asyncio.create_task(wait_for_disconnect(request, given))
-                try:
-                    return JSONResponse(await self._predicted(files, asking))
-                finally:
-                    leaving.cancel()
-        except TimeoutError:
-            raise await unanswered(request, limits.seconds) from None
-
-    async def _predicted(self, files: Sequence[File], asking: Asking) -> dict[str, object]:
-        """Return the JSON-serialisable predictions for a request."""
-        now = self._adapters.now
+    async def _predicted(self, request: tuple[list[File], Asking]) -> dict[str, object]:
+        """Return the JSON-serialisable predictions for the images and settings of a request."""
+        (files, asking), now = request, self._adapters.now
         names = asking.adapters or [now.default]
         together, query = now.together(names), Query(asking.top_k, asking.threshold, sets=asking.sets)
         together.check_sets(asking.sets)
@@ -312,8 +306,7 @@ class Predictions:
         most = self._admission.limits.tokens
         batcher = self.native_batcher if together.native else self.batcher
         async with self._admission.images("classifications", files, look) as pixels:
-            asked = Asked(together, query, pixels)
-            rows = await asyncio.wrap_future(batcher.ask(asked).answer)
+            rows = await asyncio.wrap_future(batcher.ask(Asked(Classifying(together, query), pixels)).answer)
         for name in names:
             self._metrics.images.labels(name).inc(len(rows))
         alarms = {}
@@ -354,6 +347,30 @@ def check_tokens(backbone: Any, size: tuple[int, int], name: str, most: int) -> 
     [tokens] = backbone.lengths([Chat.about(backbone.question)], [[size]], asks=True)
     if tokens > allowed:
         raise AdaptError(f"{name} takes {tokens:,} tokens, and may have {allowed:,}: send a smaller image")
+
+
+async def answered(
+    request: Request,
+    admission: Admission,
+    read: Callable[[Request], Awaitable[Read]],
+    compute: Callable[[Read], Awaitable[dict[str, object]]],
+) -> Response:
+    """Return the JSON that `compute` makes of a request that `read` has read.
+
+    Raises AdaptError or HTTPException for an invalid request, Crowded if the server is overloaded, HTTPException with
+    status 504 after the time limit, and ClientDisconnect if the client has disconnected.
+    """
+    seconds = admission.limits.seconds
+    try:
+        async with asyncio.timeout(seconds) as given, admission.body(request):
+            asked = await read(request)
+            leaving = asyncio.create_task(wait_for_disconnect(request, given))
+            try:
+                return JSONResponse(await compute(asked))
+            finally:
+                leaving.cancel()
+    except TimeoutError:
+        raise await unanswered(request, seconds) from None
 
 
 async def unanswered(request: Request, seconds: float) -> Exception:

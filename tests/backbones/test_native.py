@@ -493,11 +493,3 @@ def test_fp16_is_computed_in_fp32_on_the_cpu(tmp_path: Path) -> None:
     tiny_natives.model("llava").half().save_pretrained(tmp_path)
     tiny_natives.processor("llava").save_pretrained(tmp_path)
     assert adapt.load_backbone(str(tmp_path), "cpu").dtype == torch.float32
-
-
-def test_parts_of_a_fused_layer_are_not_written_for_peft(tmp_path: Path) -> None:
-    from adapt.formats import peft_layout
-
-    model: ChatModel = adapt.wrap(tiny_natives.backbone("qwen2_5_vl"), lora("vision"))
-    with pytest.raises(AdaptError, match=r"vision\.0\.q is a part of a fused layer, which peft cannot adapt by itself"):
-        peft_layout.export(model, tmp_path / "peft")

@@ -184,7 +184,7 @@ def test_refusals_of_published_checkpoints(
     ("arguments", "words"),
     [
         (["ADAPTER", "x"], "is taken for an adapter of adapt, which needs no import: give --to peft"),
-        (["ADAPTER", "x", "--to", "peft"], "only plain LoRA can be written in peft's layout"),
+        (["ADAPTER", "x", "--to", "peft"], "only LoRA and DoRA can be written in peft's layout"),
         (["model.pth.tar", "x"], "does not record its backbone and classes: give --backbone and --classes"),
         (["model.pth.tar", "x", "--backbone", "MODEL", "--classes", "NAMES"], "there is no checkpoint at model.pth"),
         (["MODEL", "x", "--backbone", "MODEL", "--classes", "NAMES"], "it has no adapter_config.json"),

@@ -6,9 +6,12 @@ import copy
 from pathlib import Path
 
 import pytest
+import tiny_natives
 import torch
 import torch.nn.functional as F
 from checks import assert_untouched, perturb, scaled, snapshot
+from safetensors import safe_open
+from selection import by_turns
 from torch import Tensor
 
 import adapt
@@ -127,3 +130,31 @@ def test_weights_that_are_not_finite_are_refused(open_clip: Backbone, tmp_path: 
     with pytest.raises(AdaptError, match=r"merged weights of q in block 0 of the text tower are not finite, .*float32"):
         merge(model, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+_VISION = {"llava", "llava_next", "llava_onevision", "paligemma", "gemma3"}
+_OF_QWEN = {"qwen2_vl": ("model.layers.", "visual.blocks."), "qwen2_5_vl": ("model.layers.", "visual.blocks.")}
+
+
+@by_turns("kind", tiny_natives.KINDS, take=3)
+def test_a_merged_folder_has_the_names_of_published_checkpoints(kind: str, tmp_path: Path) -> None:
+    """By which vLLM, SGLang and llama.cpp find the tensors; transformers itself reads the folder back."""
+    backbone = tiny_natives.backbone(kind)
+    model = perturb(adapt.wrap(backbone, LoRA(towers=("decoder",)))).eval()
+    folder = merge(model, tmp_path / "merged")
+    with safe_open(folder / "model.safetensors", "pt") as opened:
+        names = set(opened.keys())
+    if kind in ("smolvlm", "idefics3"):
+        decoder, eyes = "model.text_model.layers.", "model.vision_model.encoder.layers."
+    elif kind == "qwen3_vl":
+        decoder, eyes = "model.language_model.layers.", "model.visual.blocks."
+    else:
+        decoder = "language_model.model.layers."
+        eyes = "vision_tower.vision_model.encoder.layers." if kind in _VISION else "vision_tower.encoder.layer."
+    decoder, eyes = _OF_QWEN.get(kind, (decoder, eyes))
+    assert f"{decoder}0.self_attn.q_proj.weight" in names
+    assert any(name.startswith(eyes) for name in names)
+    assert not any("vision_tower.encoder.layers." in name for name in names)
+    merged, loaded = merged_model(model).state_dict(), type(backbone.model).from_pretrained(folder).state_dict()
+    assert loaded.keys() == merged.keys()
+    assert all(torch.equal(loaded[name], merged[name]) for name in merged)

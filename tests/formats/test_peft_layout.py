@@ -16,6 +16,7 @@ from typing import Any
 import peft
 import pytest
 import tiny_backbones
+import tiny_natives
 import torch
 import transformers
 from checks import contents, perturb, scaled
@@ -28,7 +29,9 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
+from adapt.chats import Chat
 from adapt.formats import peft_import, peft_layout
+from adapt.formats.merge import merged_model
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
@@ -85,9 +88,106 @@ def test_the_plain_scaling_of_peft_is_kept(hf_clip: Backbone, images: Tensor, tm
     assert scaled(model.image_features(images), torch.nn.functional.normalize(expected, dim=-1)) < 1e-5
 
 
-def test_only_plain_lora_has_the_layout(open_clip: Backbone, tmp_path: Path) -> None:
-    for method in (adapt.methods.CoOp(n_ctx=2), adapt.methods.LoRA(options={"use_dora": True})):
-        with pytest.raises(AdaptError, match="only plain LoRA can be written in peft's layout"):
+@pytest.mark.parametrize(
+    "kind", [{"use_dora": True}, {"use_rslora": True}, {"use_dora": True, "use_rslora": True}], ids=str
+)
+def test_dora_and_rslora_of_peft_are_read(
+    kind: dict[str, bool], hf_clip: Backbone, images: Tensor, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"r": 3, "lora_alpha": 5, "target_modules": r".*\.(q_proj|v_proj|fc1)"}
+    theirs = trained_by_peft(hf_clip.model, tmp_path / "peft", **settings, **kind)
+    model = peft_import.load(tmp_path / "peft", hf_clip, NAMES)
+    assert model.method.config.alpha == pytest.approx(5 if "use_rslora" in kind else 5 / 3**0.5)
+    expected = theirs.get_image_features(pixel_values=images).pooler_output
+    assert scaled(model.image_features(images), torch.nn.functional.normalize(expected, dim=-1)) < 1e-5
+
+
+def comes_back(model: Any, folder: Path) -> bool:
+    """Whether the adapter in peft's `folder` has each tensor and setting of `model`."""
+    back = adapt.load(folder, model.backbone)
+    state, expected = back.method.state_dict(), model.method.state_dict()
+    assert (back.method.config, state.keys()) == (model.method.config, expected.keys())
+    return all(torch.equal(state[name], expected[name]) for name in state)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=str)
+def test_what_is_written_has_the_scaling_that_all_read(
+    options: dict[str, Any], hf_clip: Backbone, images: Tensor, tmp_path: Path
+) -> None:
+    """`lora_alpha` over `r`, by which peft alone gives the same features; and it all comes back."""
+    model = lora(hf_clip, rank=3, alpha=5.0, projections=("q", "fc1"), options=options)
+    folder = peft_layout.export(model, tmp_path / "peft")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert not config["use_rslora"]
+    assert config["lora_alpha"] / config["r"] == pytest.approx(5 / 3**0.5)
+    assert config["use_dora"] == bool(options)
+    alone = peft.PeftModel.from_pretrained(copy.deepcopy(hf_clip.model), str(folder)).eval().base_model.model
+    expected = alone.get_image_features(pixel_values=images).pooler_output
+    assert scaled(model.image_features(images), torch.nn.functional.normalize(expected, dim=-1)) < 1e-5
+    assert comes_back(model, folder)
+
+
+def a_chat(backbone: Any, model: Any) -> Tensor:
+    """Logits `(1, t, v)` of a conversation about a picture, by a model of the kind of the backbone's."""
+    noise = torch.randint(0, 256, (56, 56, 3), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    rows = backbone.rows([Chat.about("what is it?")], [[Image.fromarray(noise.numpy())]], asks=True)
+    with torch.no_grad():
+        logits: Tensor = model(**rows.inputs).logits
+    return logits
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=str)
+@pytest.mark.parametrize("projections", ["qkv", ("q", "v", "out", "fc1")], ids=str)
+def test_a_fused_layer_is_one_to_peft(projections: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    """Each of q, k and v has factors of its own; peft's one pair of `qkv` holds them side by side."""
+    backbone = tiny_natives.backbone("qwen2_vl")
+    torch.manual_seed(0)
+    settings = {"rank": 2, "alpha": 3.0, "projections": projections, "towers": ("vision",), "options": options}
+    model = perturb(adapt.wrap(backbone, adapt.methods.LoRA(**settings))).eval()
+    folder = peft_layout.export(model, tmp_path / "peft")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    layer = "base_model.model.model.visual.blocks.0.attn.qkv"
+    assert tensors[f"{layer}.lora_A.weight"].shape[0] == tensors[f"{layer}.lora_B.weight"].shape[1] == 6
+    alone = peft.PeftModel.from_pretrained(copy.deepcopy(backbone.model), str(folder)).eval().base_model.model
+    logits = a_chat(backbone, alone)
+    assert scaled(logits, a_chat(backbone, merged_model(model))) < 1e-5
+    assert scaled(logits, a_chat(backbone, backbone.model)) > 1e-3
+    assert comes_back(model, folder)
+
+
+def test_a_damaged_fused_layer_is_refused(tmp_path: Path) -> None:
+    backbone = tiny_natives.backbone("qwen2_vl")
+    trained_by_peft(backbone.model, tmp_path / "peft", r=2, target_modules=r".*visual.*qkv")
+    file, config = tmp_path / "peft" / "adapter_model.safetensors", tmp_path / "peft" / "adapter_config.json"
+    tensors = load_file(file)
+    name = next(each for each in tensors if "lora_B" in each)
+    save_file({**tensors, name: tensors[name].flatten()}, file, {"format": "pt"})
+    with pytest.raises(AdaptError, match=r"peft is damaged: .*lora_B.weight has the shape \(\d+,\); fetch it again"):
+        adapt.load(tmp_path / "peft", backbone)
+    save_file({**tensors, name: tensors[name][:5]}, file, {"format": "pt"})
+    with pytest.raises(AdaptError, match="lora_B"):
+        adapt.load(tmp_path / "peft", backbone)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 0}))
+    with pytest.raises(AdaptError, match="r is 0"):
+        adapt.load(tmp_path / "peft", backbone)
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("targets", [r".*visual.*(qkv|fc1)", "all-linear"])
+def test_one_pair_of_pefts_on_a_fused_layer_is_read(targets: str, use_dora: bool, tmp_path: Path) -> None:
+    backbone = tiny_natives.backbone("qwen2_vl")
+    settings: dict[str, Any] = {"r": 2, "lora_alpha": 3, "target_modules": targets, "use_dora": use_dora}
+    theirs = trained_by_peft(backbone.model, tmp_path / "peft", **settings)
+    model = adapt.load(tmp_path / "peft", backbone)
+    down = [model.method.state_dict()[f"vision.0.{letter}.lora_A.weight"] for letter in "qkv"]
+    assert torch.equal(down[0], down[1])
+    assert torch.equal(down[0], down[2])
+    assert scaled(a_chat(backbone, merged_model(model)), a_chat(backbone, theirs)) < 1e-5
+
+
+def test_only_lora_and_dora_have_the_layout(open_clip: Backbone, tmp_path: Path) -> None:
+    for method in (adapt.methods.CoOp(n_ctx=2), adapt.methods.LoRA(tuner="loha")):
+        with pytest.raises(AdaptError, match="only LoRA and DoRA can be written in peft's layout"):
             peft_layout.export(adapt.wrap(open_clip, method, NAMES), tmp_path / "peft")
     assert not (tmp_path / "peft").exists()
 
@@ -97,12 +197,12 @@ def test_a_folder_without_a_config(open_clip: Backbone, tmp_path: Path) -> None:
         peft_import.load(tmp_path, open_clip, NAMES)
 
 
-@pytest.mark.parametrize("change", [{"peft_type": "LOHA"}, {"use_dora": True}])
+@pytest.mark.parametrize("change", [{"peft_type": "LOHA"}, {"fan_in_fan_out": True}])
 def test_another_peft_method_is_refused(change: dict[str, Any], open_clip: Backbone, tmp_path: Path) -> None:
     folder = peft_layout.export(lora(open_clip), tmp_path / "peft")
     config = folder / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
-    with pytest.raises(AdaptError, match="only plain LoRA can be imported"):
+    with pytest.raises(AdaptError, match=r"only LoRA .*can be imported"):
         peft_import.load(folder, open_clip, NAMES)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adapt.models.prediction import Query
-from adapt.serving.predict_requests import Asked, Batcher
+from adapt.serving.predict_requests import Asked, Batcher, Classifying
 
 
 class Adapters:
@@ -27,7 +27,7 @@ class Adapters:
 
 
 def asked(adapters: Any, *pixels: Any, top_k: int = 5) -> Asked:
-    return Asked(adapters, Query(top_k), pixels)
+    return Asked(Classifying(adapters, Query(top_k)), pixels)
 
 
 @pytest.fixture

@@ -385,12 +385,16 @@ def test_classifiers_and_those_that_chat_are_told_apart(served: ServedAdapters, 
     classifier = adapt.wrap(open_clip, ZeroShot(), ("cat", "dog")).eval()
     served.now = Served({**served.now.models, "clip": classifier}, "clip")
     with TestClient(create_app(served)) as sent:
-        assert [model["id"] for model in sent.get("/v1/models").json()["data"]] == ["first", "second"]
+        assert [model["id"] for model in sent.get("/v1/models").json()["data"]] == ["first", "second", "clip"]
         assert {card["name"]: card["chats"] for card in sent.get("/adapters").json()} == {
             "first": True, "second": True, "clip": False,
         }  # fmt: skip
         refused = post(sent, user("what?"), model="clip").json()["error"]["message"]
-        assert refused == "clip classifies images, and does not answer in words: send images to /predict"
+        assert refused == (
+            "clip does not answer in words: send images to /predict, or images and texts to /v1/embeddings"
+        )
+        refused = sent.post("/v1/embeddings", json={"model": "first", "input": "a cat"}).json()["error"]["message"]
+        assert refused == "first answers in words, and embeds nothing: send conversations to /v1/chat/completions"
         content = BytesIO()
         pictures()[0].save(content, "PNG")
         asked = sent.post("/predict", files=[("images", ("a.png", content.getvalue()))], data={"adapters": "first"})

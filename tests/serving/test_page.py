@@ -134,8 +134,9 @@ def chat(serve: Callable[..., TestClient], browser: Any) -> Any:
         path = route.request.url.removeprefix(_ADDRESS)
         if path == "chat":
             route.fulfill(body=page.text, headers=dict(page.headers))
-        elif path == "v1/models":
-            route.fulfill(json={"data": [{"id": "first"}, {"id": "second"}]})
+        elif path == "adapters":
+            names = {"first": True, "eyes": False, "second": True}
+            route.fulfill(json=[{"name": name, "chats": chats} for name, chats in names.items()])
         else:
             opened.sent.append(route.request.post_data_json)
             chunks = [{"choices": [{"delta": {"content": words}}]} for words in SAID] + [{"choices": [], "usage": {}}]
