@@ -64,14 +64,16 @@ def test_what_is_heavy_and_seldom_needed_is_an_extra() -> None:
 
 def test_the_extras_that_messages_name_are_declared() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"].keys()
-    named = {
-        node.args[2].value
+    places = {"missing": 2, "needing": 2, "common.check_installed": 1}  # of the extra among the arguments
+    calls = [
+        (node, places.get(ast.unparse(node.func)))
         for path in MODULES
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "missing"
-        if isinstance(node.args[2], ast.Constant)
-    }
-    assert {"hf-data", "plot", "quantize", "ray", "words"} <= named <= extras
+        if isinstance(node, ast.Call)
+    ]
+    given = [node.args[place] for node, place in calls if place is not None]
+    named = {argument.value for argument in given if isinstance(argument, ast.Constant)}
+    assert {"hf-data", "mlflow", "plot", "quantize", "ray", "serve", "slurm", "words"} <= named <= extras
 
 
 def test_no_other_message_tells_what_to_install() -> None:
