@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
-from adapt.backbones.locks import frozen
+from adapt.backbones.locks import alone, frozen
 from adapt.backbones.tower import Tower, check_parts
+from adapt.common.devices import moved
 from adapt.common.errors import AdaptError
 from adapt.edits import Attention, Edit
 from adapt.engine.blocks import (
@@ -34,7 +35,7 @@ from adapt.engine.blocks import (
     same_features,
     structure,
 )
-from adapt.engine.hooks import run
+from adapt.engine.hooks import run, watched
 from adapt.engine.plan import Plan, plan
 
 CLASS_ROW = slice(1)
@@ -251,3 +252,30 @@ def local_features(backbone: ImageEncoder, images: Tensor) -> tuple[Tensor, Tens
         image_features = pooled(tower, nothing, stream)
     rows = isqrt(features.shape[1] * images.shape[-2] // images.shape[-1])
     return features.unflatten(1, (rows, -1)), image_features
+
+
+def patch_features(backbone: ImageEncoder, images: Tensor, block: int) -> Tensor:
+    """Return the features `(b, rows, columns, d)` of the patches of images `(b, 3, h, w)` behind a block, in fp32.
+
+    They are tokens after the block and the tower's final norm, without class token and registers. A model without a
+    tower gives one of timm's intermediate maps, such as the stages of a convolutional network. A negative `block`
+    counts from the end. Raises AdaptError for a backbone with neither, and for a block that it does not have.
+    """
+    tower, between = backbone.towers.get("vision"), getattr(backbone.model, "forward_intermediates", None)
+    if backbone.as_decoded or (tower is None and (between is None or backbone.kind != "vision encoder")):
+        raise AdaptError(f"{backbone.describe()} has no patch features: use a ViT, or a convolutional network of timm")
+    count = len(tower.blocks if tower is not None else backbone.model.feature_info)
+    if not -count <= block < count:
+        raise AdaptError(f"block is {block}, but the images pass {count} blocks: give {-count} to {count - 1}")
+    images = moved(images, backbone.device).to(backbone.dtype)
+    with torch.no_grad(), alone(backbone.model), frozen(backbone.model):
+        if tower is None:
+            [found] = between(images, indices=[block], norm=True, intermediates_only=True)
+            return found.permute(0, 2, 3, 1).float()
+        name = f"vision.{block % count}"
+        with watched(backbone.model, backbone.towers, [name]) as seen:
+            backbone.encode_image(images)
+        patches = seen[name][1][:, tower.form.first_patch :]
+        patches = patches if tower.final_norm is None else tower.final_norm(patches)
+    rows = isqrt(patches.shape[1] * images.shape[-2] // images.shape[-1])
+    return patches.unflatten(1, (rows, -1)).float()

@@ -36,6 +36,7 @@ class Maps(Task):
     name = "maps"
     title = "one class per image, and masks of what is abnormal"
     example = "emoji-defects"
+    backbones = frozenset({"dual encoder", "vision encoder"})
     items_are = "images with one class each, and masks of defects"
     label_type = Defect
     _learned_as = frozenset({"classes"})
