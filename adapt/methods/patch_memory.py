@@ -99,13 +99,9 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         self.register_buffer("good", good)
 
     def prepare(self, training: Training) -> None:
-        config, names = self.config, training.model.class_names
-        normal = names[normal_label(self, names)]
-        learned, apart = (
-            [item.kept_with for item in training.items(part) if item.answer == normal] for part in ("train", "val")
-        )
+        config, (learned, apart) = self.config, (self._good(training, part) for part in ("train", "val"))
         if not learned:
-            raise AdaptError(f"patch_memory learns from images of the class {normal!r}, and there are none: give some")
+            raise AdaptError(f"patch_memory learns from images of the class {config.normal!r}: give at least one")
         left_out = not apart and config.coreset is None and len({*learned}) > 1
         units = [*dict.fromkeys(apart or learned * left_out)]  # images of one thing are one
         share, images = config.false_alarms, len(units)
@@ -131,6 +127,12 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         self.config = config.model_copy(update={"rows": len(memory), "scores": images, "left_out": left_out})
         known = {"images": len(learned), "patches": len(memory), "bytes": memory.numel() * memory.element_size()}
         training.note(memory=known | {"good": self.good[0].tolist(), "promise": self.promise()})
+
+    def _good(self, training: Training, part: Literal["train", "val"]) -> list[str]:
+        """Return the group of each good image in a part of the data."""
+        items, normal = training.items(part), normal_label(self, training.model.class_names)
+        labels = training.labels(part).tolist() if items else ()
+        return [item.kept_with for item, label in zip(items, labels, strict=True) if label == normal]
 
     def _patches(self, training: Training, part: Literal["train", "val"], angle: int = 0) -> Tensor:
         """Return the features `(n, rows, columns, d)` of the patches of the good images in a part of the data."""
@@ -204,7 +206,7 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         if self.config.left_out:
             how, most = "left out one by one", 2 * place - 1
         return (
-            f"of {count} good images {how}, {place - 1 or 'none'} scored above {threshold:.3g}: expect up to {most} "
+            f"of {count} good images {how}, {place - 1 or 'none'} scored above {float(threshold):.3g}: expect up to {most} "
             f"false alarm{'s' * (most > 1)} in {count + 1} good images of the same camera and light"
         )
 

@@ -58,7 +58,5 @@ class Maps(Task):
             check_masks(items, model.backbone.preprocess.turned)
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        from adapt.evaluation.maps import scored_with_maps
-
         self.check_tested(model, items)
-        return scored_with_maps(model, items, inference)
+        return super().score(model, items, inference)

@@ -25,8 +25,10 @@ class Given:
         self.model, self.images, self.noted = model, images, dict[str, Any]()
 
     def items(self, part: str) -> list[Any]:
-        own = range(len(self.images)) if part == "train" else ()
-        return [SimpleNamespace(answer="normal", kept_with=str(number)) for number in own]
+        return [SimpleNamespace(kept_with=str(number)) for number in range(len(self.images)) if part == "train"]
+
+    def labels(self, part: str) -> Tensor:
+        return torch.zeros(len(self.items(part)), dtype=torch.long)
 
     def steps(self, part: str) -> Iterator[ImageStep]:
         assert part == "train"
