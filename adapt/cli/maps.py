@@ -30,9 +30,8 @@ def maps(
     For each image, a PNG of the area that the backbone reads is written, and a line is printed with the abnormality of
     the most abnormal pixel and with the image's class and probability. All images share one colour scale, on which the
     less abnormal half of all pixels has no colour. So some pixels are warm even if no image has a defect: `adapt eval`
-    measures whether maps can be trusted. An adapter that knows a threshold from good images leaves all below it without
-    colour. An image that cannot be read is reported and skipped, and the exit code is
-    then 2.
+    measures whether maps can be trusted. An adapter with a threshold from good images leaves all below it without
+    colour. An image that cannot be read is reported and skipped, and the exit code is then 2.
 
     \b
     Examples:
@@ -56,10 +55,9 @@ def maps(
         normal_label(model.method, model.class_names)  # before any image is read
         readable, preprocess = list[ImageFile](), model.backbone.preprocess
         predicted = list(model.predict_maps(readable_images(files, readable, {preprocess.turned})))
-        low, high = extremes_of([abnormality for _, abnormality in predicted])
-        draws = trait(model.method, DrawsMaps)
+        extremes, draws = extremes_of([abnormality for _, abnormality in predicted]), trait(model.method, DrawsMaps)
         known = None if draws is None else draws.threshold(pixels=True)
-        extremes = (low, high) if known is None else (float(known), max(float(known), high))
+        extremes = extremes if known is None else (float(known), max(float(known), extremes[1]))
         out.mkdir(parents=True)
         for number, ((prediction, abnormality), file) in enumerate(zip(predicted, readable, strict=True)):
             drawn, worst = out / f"{number:05}_{file.path.stem}.png", float(abnormality.max())

@@ -117,8 +117,9 @@ def predict(
     With --csv, the columns are image, class and probability. --threshold adds a column answer, and --sets a column
     set, with names separated by bars. --top-k 2 adds class_2 and probability_2, and so on. A regression adapter adds a
     column number, and with --sets the columns low and high. A multi-label adapter adds a column classes, with names
-    separated by bars. An average adds the columns disagreement and nats, and an adapter that was trained with --watch a
-    column strangeness. A cell that a spreadsheet would run as a formula begins with an apostrophe.
+    separated by bars. An adapter that learned from good images alone adds a column p_value. An average adds the columns
+    disagreement and nats, and an adapter that was trained with --watch a column strangeness. A cell that a spreadsheet
+    would run as a formula begins with an apostrophe.
 
     \b
     Examples:

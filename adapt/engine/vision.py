@@ -255,14 +255,15 @@ def local_features(backbone: ImageEncoder, images: Tensor) -> tuple[Tensor, Tens
 
 
 def patch_features(backbone: ImageEncoder, images: Tensor, block: int) -> Tensor:
-    """Return the features `(b, rows, columns, d)` of the patches of images `(b, 3, h, w)` behind a block, in fp32.
+    """Return the features `(b, rows, columns, d)` of the patches of images `(b, 3, h, w)` behind a block.
 
     They are tokens after the block and the tower's final norm, without class token and registers. A model without a
     tower gives one of timm's intermediate maps, such as the stages of a convolutional network. A negative `block`
     counts from the end. Raises AdaptError for a backbone with neither, and for a block that it does not have.
     """
     tower, between = backbone.towers.get("vision"), getattr(backbone.model, "forward_intermediates", None)
-    if backbone.as_decoded or (tower is None and (between is None or backbone.kind != "vision encoder")):
+    mapped = tower.final_norm is not None if tower is not None else backbone.kind == "vision encoder" and between
+    if backbone.as_decoded or not mapped:
         raise AdaptError(f"{backbone.describe()} has no patch features: use a ViT, or a convolutional network of timm")
     count = len(tower.blocks if tower is not None else backbone.model.feature_info)
     if not -count <= block < count:
@@ -271,11 +272,11 @@ def patch_features(backbone: ImageEncoder, images: Tensor, block: int) -> Tensor
     with torch.no_grad(), alone(backbone.model), frozen(backbone.model):
         if tower is None:
             [found] = between(images, indices=[block], norm=True, intermediates_only=True)
-            return found.permute(0, 2, 3, 1).float()
+            return found.permute(0, 2, 3, 1)
         name = f"vision.{block % count}"
         with watched(backbone.model, backbone.towers, [name]) as seen:
             backbone.encode_image(images)
-        patches = seen[name][1][:, tower.form.first_patch :]
-        patches = patches if tower.final_norm is None else tower.final_norm(patches)
+        assert tower.final_norm is not None  # which RADIO's own forward, with other tokens before its patches, has not
+        patches = tower.final_norm(seen[name][1][:, tower.form.first_patch :])
     rows = isqrt(patches.shape[1] * images.shape[-2] // images.shape[-1])
-    return patches.unflatten(1, (rows, -1)).float()
+    return patches.unflatten(1, (rows, -1))

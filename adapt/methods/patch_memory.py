@@ -146,6 +146,7 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         return torch.cat(found)
 
     def _vectors(self, patches: Tensor) -> Tensor:
+        patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
         return F.normalize(patches, dim=-1) if self.config.metric == "cosine" else patches
 
     def distances(self, patches: Tensor, memory: Tensor) -> Tensor:
@@ -153,7 +154,7 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         if not len(memory):
             raise AdaptError("this patch_memory remembers no image: train it on good images")
         own, nearest = self._vectors(patches), list[Tensor]()
-        for some in memory.float().split(AT_ONCE):
+        for some in memory.to(own).split(AT_ONCE):
             table = 1 - own @ some.T if self.config.metric == "cosine" else torch.cdist(own, some)
             nearest.append(table.topk(min(self.config.neighbours, len(some)), largest=False).values)
         found = torch.cat(nearest, -1).topk(min(self.config.neighbours, len(memory)), largest=False).values
@@ -206,8 +207,8 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         if self.config.left_out:
             how, most = "left out one by one", 2 * place - 1
         return (
-            f"of {count} good images {how}, {place - 1 or 'none'} scored above {float(threshold):.3g}: expect up to {most} "
-            f"false alarm{'s' * (most > 1)} in {count + 1} good images of the same camera and light"
+            f"of {count} good images {how}, {place - 1 or 'none'} scored above {float(threshold):.3g}: expect up to "
+            f"{most} false alarm{'s' * (most > 1)} in {count + 1} good images of the same camera and light"
         )
 
     @classmethod
@@ -280,6 +281,6 @@ def foreground(patches: Tensor) -> Tensor:
 
 def principal(patches: Tensor) -> Tensor:
     """Return the first principal component `(b, rows * columns)` of each image's patches `(b, rows, columns, d)`."""
-    flat = patches.flatten(1, 2)
+    flat = patches.float().flatten(1, 2)
     flat = flat - flat.mean(1, keepdim=True)
     return (flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:, :1].mT)[..., 0]

@@ -199,18 +199,6 @@ class ImageModel(Adapted[E]):
             self.backbone_features(images)
         return pairs
 
-    @torch.no_grad()
-    def local_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return patch features `(b, rows, columns, e)` and unit-length image features `(b, e)`.
-
-        The unedited backbone computes both in one pass (see `adapt.engine.vision`). Patch features are not normalised.
-        Raises AdaptError if the backbone has no patch features.
-        """
-        from adapt.engine import vision
-
-        patches, features = vision.local_features(self.backbone, images)
-        return patches, F.normalize(features, dim=-1)
-
     def image_tokens(self, images: Tensor) -> Tensor:
         """Return the last vision block's output `(b, l, d)` for all tokens, computed by the unedited backbone."""
         last = f"vision.{len(self.backbone.tower('vision').blocks) - 1}"
@@ -361,10 +349,8 @@ class ImageModel(Adapted[E]):
         patch features.
         """
         normal_label(self.method, self.class_names)  # before any work
-        maps = list(
-            self._of_batches(images, batch_size, urls, lambda model, pixels: model._maps(ImageStep(model, pixels)))
-        )
-        return torch.cat(maps) if maps else torch.empty(0, 1, 1)
+        maps = [own for _, own in self.predict_maps(images, batch_size, urls=urls)]
+        return torch.stack(maps) if maps else torch.empty(0, 1, 1)
 
     def predict_maps(
         self, images: object, batch_size: int = 64, *, urls: bool = False

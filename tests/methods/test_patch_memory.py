@@ -168,7 +168,7 @@ def test_patches_of_backbones_of_images_alone(kind: str) -> None:
 
 
 def test_a_backbone_without_patches_is_refused() -> None:
-    for backbone in (tiny_vision.backbone("convnext"), tiny_vision.backbone("last")):
+    for backbone in map(tiny_vision.backbone, ("convnext", "radio", "last")):
         with pytest.raises(AdaptError, match="has no patch features: use a ViT, or a convolutional network of timm"):
             adapt.wrap(backbone, PatchMemory(), CLASSES)
 

@@ -17,6 +17,7 @@ from adapt.common.devices import moved
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.data.bags import Bags, bag_mean
+from adapt.engine import vision
 from adapt.methods.base.class_loss import CROSS_ENTROPY
 from adapt.prompts import Prompt, Texts, texts_key
 
@@ -305,7 +306,9 @@ class ImageStep(Step):
 
         The features have no gradient; see `adapt.engine.vision`. The same forward pass computes `frozen_features`.
         """
-        patches, self._frozen["features"] = self.model.local_features(self.images)
+        with torch.no_grad():
+            patches, features = vision.local_features(self.model.backbone, self.images)
+        self._frozen["features"] = F.normalize(features, dim=-1)
         return patches
 
     @cached_property
