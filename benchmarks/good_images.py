@@ -26,6 +26,7 @@ from benchmarks.measure import Row
 PRODUCTS, GOOD, BAD = 20, 100, 20  # drawings, and pieces of each without and with a defect
 TESTED = 20  # good pieces beside the bad ones in an area
 IMAGES, DRAWS = (1, 4, 16), 5
+SIDE = 64  # pixels of a map, at least, on which areas are measured
 ALARMS, APART = 10, 19  # draws from each product's pieces, and good images kept apart
 CASES = {"mini-clip": (-1, 3), "efficientnet-lite0": (-1, -2, -3)}
 
@@ -81,6 +82,7 @@ def _areas(products: Sequence[Product], images: int, draw: int, side: int) -> li
         distances = method.distances(torch.cat([good[images:], product.bad]), _memory(good[:images]))
         maps, masks = method.drawn(distances, (side, side)), torch.zeros(TESTED + BAD, side, side, dtype=torch.bool)
         masks[TESTED:] = product.masks
+        maps, masks = (each[:, :: side // SIDE, :: side // SIDE].contiguous() for each in (maps, masks))
         found = auroc(image_scores(distances), masks.flatten(1).any(1)), auroc(maps.flatten(), masks.flatten())
         of_each.append([float(area or 0) for area in (*found, region_overlap(maps, masks))])
     return torch.tensor(of_each).mean(0).tolist()
