@@ -23,12 +23,25 @@ from adapt.evaluation.maps import auroc, region_overlap
 from adapt.methods.patch_memory import PatchMemory, image_scores, rank
 from benchmarks.measure import Row
 
-PRODUCTS, GOOD, BAD = 20, 100, 20  # drawings, and pieces of each without and with a defect
+PRODUCTS, BAD = 20, 20  # drawings, and pieces of each with a defect
 TESTED = 20  # good pieces beside the bad ones in an area
-IMAGES, DRAWS = (1, 4, 16), 5
+IMAGES = (1, 4, 16)
 SIDE = 64  # pixels of a map, at least, on which areas are measured
 ALARMS, APART = 10, 19  # draws from each product's pieces, and good images kept apart
-CASES = {"mini-clip": (-1, 3), "efficientnet-lite0": (-1, -2, -3)}
+
+
+class Case(NamedTuple):
+    """A backbone, a block, the numbers of products and of good pieces of each, and of draws of these."""
+
+    backbone: str
+    block: int
+    products: int = PRODUCTS
+    good: int = 60
+    draws: int = 5
+
+
+OF_ALARMS = Case("mini-clip", -1, good=100)
+CASES = (OF_ALARMS, Case("mini-clip", 3), Case("efficientnet-lite0", -2, 10, 36, 3))
 
 
 class Product(NamedTuple):
@@ -41,17 +54,15 @@ class Product(NamedTuple):
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     """Report areas for each backbone and block, means of draws, and false alarms on the bundled one."""
-    for name, blocks in CASES.items():
-        backbone: ImageEncoder = adapt.load_backbone(name, "cpu")
-        for block in blocks:
-            progress(f"{name}, block {block}")
-            good = GOOD if name == "mini-clip" else max(IMAGES) + TESTED + DRAWS
-            products = [_product(backbone, block, number, good) for number in range(PRODUCTS)]
-            for images in IMAGES:
-                draws = [_areas(products, images, draw, backbone.preprocess.size) for draw in range(DRAWS)]
-                yield _row(f"{name}, block {block}: {images} good", ("images", "pixels", "regions"), draws)
-            if (name, block) == ("mini-clip", -1):
-                yield from _alarms(products)
+    for case in CASES:
+        progress(f"{case.backbone}, block {case.block}")
+        backbone: ImageEncoder = adapt.load_backbone(case.backbone, "cpu")
+        products = [_product(backbone, case.block, number, case.good) for number in range(case.products)]
+        for images in IMAGES:
+            draws = [_areas(products, images, draw, backbone.preprocess.size) for draw in range(case.draws)]
+            yield _row(f"{case.backbone}, block {case.block}: {images} good", ("images", "pixels", "regions"), draws)
+        if case == OF_ALARMS:
+            yield from _alarms(products)
 
 
 def _product(backbone: ImageEncoder, block: int, number: int, good: int) -> Product:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from io import BytesIO
 from math import cos, pi, sin
 from random import Random
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
@@ -81,7 +82,7 @@ def png(container: str, member: str) -> bytes:
 
 def varied(drawing: Image.Image, stream: Random) -> Image.Image:
     """Return `drawing` turned by up to 5 degrees and moved by 2 pixels, up to 8 % lighter or darker, with noise."""
-    moved = stream.uniform(-2, 2), stream.uniform(-2, 2)
+    moved: Any = stream.uniform(-2, 2), stream.uniform(-2, 2)  # whole pixels in PIL's types, and any in its code
     angle, ground = stream.uniform(-5, 5), drawing.getpixel((0, 0))
     turned = drawing.rotate(angle, Image.Resampling.BICUBIC, translate=moved, fillcolor=ground)
     lit = np.asarray(ImageEnhance.Brightness(turned).enhance(stream.uniform(0.92, 1.08)), dtype=np.float32)
