@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from statistics import mean, pstdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from scipy.stats import betabinom
@@ -56,7 +56,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     """Report areas for each backbone and block, means of draws, and false alarms on the bundled one."""
     for case in CASES:
         progress(f"{case.backbone}, block {case.block}")
-        backbone: ImageEncoder = adapt.load_backbone(case.backbone, "cpu")
+        backbone: Any = adapt.load_backbone(case.backbone, "cpu")
         products = [_product(backbone, case.block, number, case.good) for number in range(case.products)]
         for images in IMAGES:
             draws = [_areas(products, images, draw, backbone.preprocess.size) for draw in range(case.draws)]
@@ -77,7 +77,8 @@ def _product(backbone: ImageEncoder, block: int, number: int, good: int) -> Prod
     ]
     place = backbone.preprocess.placing("nearest")
     masks = torch.stack([to_tensor(place(mask))[0] > 0.5 for _, mask in spoilt])
-    return Product(*torch.cat(features).split([good, BAD]), masks)
+    patches = torch.cat(features)
+    return Product(patches[:good], patches[good:], masks)
 
 
 def _memory(patches: Tensor) -> Tensor:

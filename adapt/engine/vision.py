@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from math import isqrt
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -261,18 +262,20 @@ def patch_features(backbone: ImageEncoder, images: Tensor, block: int) -> Tensor
     tower gives one of timm's intermediate maps, such as the stages of a convolutional network. A negative `block`
     counts from the end. Raises AdaptError for a backbone with neither, and for a block that it does not have.
     """
-    tower, between = backbone.towers.get("vision"), getattr(backbone.model, "forward_intermediates", None)
-    mapped = tower.final_norm is not None if tower is not None else backbone.kind == "vision encoder" and between
+    model: Any = backbone.model
+    tower, of_timm = backbone.towers.get("vision"), hasattr(model, "forward_intermediates")
+    mapped = tower.final_norm is not None if tower is not None else backbone.kind == "vision encoder" and of_timm
     if backbone.as_decoded or not mapped:
         raise AdaptError(f"{backbone.describe()} has no patch features: use a ViT, or a convolutional network of timm")
-    count = len(tower.blocks if tower is not None else backbone.model.feature_info)
+    count = len(tower.blocks if tower is not None else model.feature_info)
     if not -count <= block < count:
         raise AdaptError(f"block is {block}, but the images pass {count} blocks: give {-count} to {count - 1}")
     images = moved(images, backbone.device).to(backbone.dtype)
     with torch.no_grad(), alone(backbone.model), frozen(backbone.model):
         if tower is None:
-            [found] = between(images, indices=[block], norm=True, intermediates_only=True)
-            return found.permute(0, 2, 3, 1)
+            [found] = model.forward_intermediates(images, indices=[block], norm=True, intermediates_only=True)
+            features: Tensor = found.permute(0, 2, 3, 1)
+            return features
         name = f"vision.{block % count}"
         with watched(backbone.model, backbone.towers, [name]) as seen:
             backbone.encode_image(images)
