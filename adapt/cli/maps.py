@@ -30,8 +30,8 @@ def maps(
     For each image, a PNG of the area that the backbone reads is written, and a line is printed with the abnormality of
     the most abnormal pixel and with the image's class and probability. All images share one colour scale, on which the
     less abnormal half of all pixels has no colour. So some pixels are warm even if no image has a defect: `adapt eval`
-    measures whether maps can be trusted. An image that cannot be read is reported and skipped, and the exit code is
-    then 2.
+    measures whether maps can be trusted. An adapter with a threshold from good images leaves all below it without
+    colour. An image that cannot be read is reported and skipped, and the exit code is then 2.
 
     \b
     Examples:
@@ -46,16 +46,18 @@ def maps(
     with common.quiet_libraries():
         from adapt.data.decoding.images import open_image
         from adapt.evaluation.maps import extremes_of, heat
-        from adapt.methods.base.traits import normal_label
-        from adapt.models.dual_encoder import AdaptedModel
+        from adapt.methods.base.traits import DrawsMaps, normal_label, trait
+        from adapt.models.image_model import ImageModel
 
         model = common.load_adapter(adapter, backbone, device)
-        if not isinstance(model, AdaptedModel):
-            raise AdaptError(f"{adapter} draws no maps: use an adapter of the method anovl")
+        if not isinstance(model, ImageModel):
+            raise AdaptError(f"{adapter} draws no maps: use an adapter of the method patch_memory")
         normal_label(model.method, model.class_names)  # before any image is read
         readable, preprocess = list[ImageFile](), model.backbone.preprocess
         predicted = list(model.predict_maps(readable_images(files, readable, {preprocess.turned})))
-        extremes = extremes_of([abnormality for _, abnormality in predicted])
+        extremes, draws = extremes_of([abnormality for _, abnormality in predicted]), trait(model.method, DrawsMaps)
+        known = None if draws is None else draws.threshold(pixels=True)
+        extremes = extremes if known is None else (float(known), max(float(known), extremes[1]))
         out.mkdir(parents=True)
         for number, ((prediction, abnormality), file) in enumerate(zip(predicted, readable, strict=True)):
             drawn, worst = out / f"{number:05}_{file.path.stem}.png", float(abnormality.max())
@@ -67,9 +69,9 @@ def maps(
             else:
                 answer = f"{shown(prediction.class_name)} {100 * prediction.probability:.1f} %"
                 click.echo(f"{shown(file.called)}  {worst:.4f}  {answer}  {drawn}")
-    click.echo(
-        "colours compare these images with each other: the warmest pixels need not be defects. `adapt eval` on images "
-        "of known classes, or with masks, says whether maps can be trusted",
-        err=True,
-    )
+    said = "colours compare these images with each other: the warmest pixels need not be defects"
+    if known is not None:
+        said = "colours begin where few good images have a pixel: about as many as may be called abnormal"
+    said += ". `adapt eval` on images of known classes, or with masks, says whether maps can be trusted"
+    click.echo(said, err=True)
     exit_where_unread(files, readable)

@@ -115,8 +115,9 @@ def predict(
     With --csv, the columns are image, class and probability. --threshold adds a column answer, and --sets a column
     set, with names separated by bars. --top-k 2 adds class_2 and probability_2, and so on. A regression adapter adds a
     column number, and with --sets the columns low and high. A multi-label adapter adds a column classes, with names
-    separated by bars. An average adds the columns disagreement and nats, and an adapter that was trained with --watch a
-    column strangeness. A cell that a spreadsheet would run as a formula begins with an apostrophe.
+    separated by bars. An adapter that learned from good images alone adds a column p_value. An average adds the columns
+    disagreement and nats, and an adapter that was trained with --watch a column strangeness. A cell that a spreadsheet
+    would run as a formula begins with an apostrophe.
 
     \b
     Examples:
@@ -321,6 +322,8 @@ class Columns:
         yield from zip(("class", "probability"), best)
         if prediction.number is not None:
             yield "number", f"{prediction.number:.6g}"
+        if prediction.p_value is not None:
+            yield "p_value", f"{prediction.p_value:.6g}"
         yield from zip(("disagreement", "nats"), (f"{value:.6g}" for value in prediction.disagreement or ()))
         if prediction.sighting is not None:
             yield "strangeness", f"{prediction.sighting.strangeness:.3f}"
@@ -383,6 +386,7 @@ def _side_by_side(adapters: Sequence[str], image: str, predictions: Sequence[Pre
 def _answer(prediction: Prediction) -> str:
     """Return the text after an image's name: the number or disagreement, the set, and an answer other than the top."""
     number = "" if prediction.number is None else f"  {prediction.number:.3g}"
+    number += "" if prediction.p_value is None else f"  p = {prediction.p_value:.3g}"
     number += "" if prediction.interval is None else " ({:.3g} to {:.3g})".format(*prediction.interval)
     if apart := prediction.disagreement:
         number = f"  {100 * apart.share:.0f} % of the adapters disagree ({apart.nats:.3f} nats)"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from math import isqrt
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
-from adapt.backbones.locks import frozen
+from adapt.backbones.locks import alone, frozen
 from adapt.backbones.tower import Tower, check_parts
+from adapt.common.devices import moved
 from adapt.common.errors import AdaptError
 from adapt.edits import Attention, Edit
 from adapt.engine.blocks import (
@@ -34,7 +36,7 @@ from adapt.engine.blocks import (
     same_features,
     structure,
 )
-from adapt.engine.hooks import run
+from adapt.engine.hooks import run, watched
 from adapt.engine.plan import Plan, plan
 
 CLASS_ROW = slice(1)
@@ -251,3 +253,33 @@ def local_features(backbone: ImageEncoder, images: Tensor) -> tuple[Tensor, Tens
         image_features = pooled(tower, nothing, stream)
     rows = isqrt(features.shape[1] * images.shape[-2] // images.shape[-1])
     return features.unflatten(1, (rows, -1)), image_features
+
+
+def patch_features(backbone: ImageEncoder, images: Tensor, block: int) -> Tensor:
+    """Return the features `(b, rows, columns, d)` of the patches of images `(b, 3, h, w)` behind a block.
+
+    They are tokens after the block and the tower's final norm, without class token and registers. A model without a
+    tower gives one of timm's intermediate maps, such as the stages of a convolutional network. A negative `block`
+    counts from the end. Raises AdaptError for a backbone with neither, and for a block that it does not have.
+    """
+    model: Any = backbone.model
+    tower, of_timm = backbone.towers.get("vision"), hasattr(model, "forward_intermediates")
+    mapped = tower.final_norm is not None if tower is not None else backbone.kind == "vision encoder" and of_timm
+    if backbone.as_decoded or not mapped:
+        raise AdaptError(f"{backbone.describe()} has no patch features: use a ViT, or a convolutional network of timm")
+    count = len(tower.blocks if tower is not None else model.feature_info)
+    if not -count <= block < count:
+        raise AdaptError(f"block is {block}, but the images pass {count} blocks: give {-count} to {count - 1}")
+    images = moved(images, backbone.device).to(backbone.dtype)
+    with torch.no_grad(), alone(backbone.model), frozen(backbone.model):
+        if tower is None:
+            [found] = model.forward_intermediates(images, indices=[block], norm=True, intermediates_only=True)
+            features: Tensor = found.permute(0, 2, 3, 1)
+            return features
+        name = f"vision.{block % count}"
+        with watched(backbone.model, backbone.towers, [name]) as seen:
+            backbone.encode_image(images)
+        assert tower.final_norm is not None  # which RADIO's own forward, with other tokens before its patches, has not
+        patches = tower.final_norm(seen[name][1][:, tower.form.first_patch :])
+    rows = isqrt(patches.shape[1] * images.shape[-2] // images.shape[-1])
+    return patches.unflatten(1, (rows, -1))

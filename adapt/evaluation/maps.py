@@ -25,13 +25,15 @@ from adapt.evaluation.intervals import Interval
 from adapt.evaluation.scores import Scores, scored
 from adapt.methods.base.traits import DrawsMaps, normal_label, trait
 from adapt.models.base import Adapted
-from adapt.models.dual_encoder import AdaptedModel
+from adapt.models.image_model import ImageModel
 from adapt.models.prediction import decided
 
 logger = logging.getLogger("adapt")
 TITLES = {
     "image_auroc": "AUROC of images",
     "map_auroc": "of images by the highest pixel of their maps",
+    "false_alarms": "false alarms",
+    "found": "abnormal images found",
     "pixel_auroc": "of pixels",
     "pro": "overlap of regions (PRO)",
 }
@@ -41,21 +43,28 @@ MOST_FALSE = 0.3  # false positive rate of pixels up to which PRO is integrated,
 
 @dataclass(frozen=True)
 class MapScores(Scores):
-    """Classification scores with areas under curves for anomalous images, pixels (AUROC) and regions (PRO)."""
+    """Classification scores with areas under curves for anomalous images, pixels (AUROC) and regions (PRO).
+
+    Beside the areas of images are the shares of normal and of anomalous ones that are called anomalous.
+    """
 
     areas: tuple[tuple[str, float], ...] = ()
-    anomalies: Tensor = field(default_factory=lambda: torch.zeros(3, 0), compare=False)
-    """Whether each image is anomalous, its anomaly score, and the highest one of its pixels, `(3, n)`."""
+    anomalies: Tensor = field(default_factory=lambda: torch.zeros(4, 0), compare=False)
+    """Whether each image is anomalous, whether it is called so, its score, and its highest pixel's, `(4, n)`."""
     caution: str = ""
     """What the maps cannot be trusted for, or ""."""
 
     @classmethod
-    def of(cls, scores: Scores, anomalous: Tensor, abnormal: Tensor, maps: Tensor, masks: Tensor | None) -> MapScores:
+    def of(
+        cls, scores: Scores, anomalous: Tensor, abnormal: Tensor, maps: Tensor, masks: Tensor | None, normal: str
+    ) -> MapScores:
         """Return `scores` with areas, from anomaly scores of images `(n,)` and pixels `(n, h, w)`.
 
         `anomalous` `(n,)` says which images are, and `masks` `(n, h, w)` says which of their pixels, if it is known.
+        `normal` is the class of the others.
         """
-        anomalies = torch.stack([anomalous.double(), abnormal.double(), maps.flatten(1).amax(-1).double()])
+        called = torch.tensor([name != normal for name in scores.predicted])
+        anomalies = torch.stack([each.double() for each in (anomalous, called, abnormal, maps.flatten(1).amax(-1))])
         areas = _areas(anomalies)
         if masks is not None:
             areas |= {"pixel_auroc": auroc(maps.flatten(), masks.flatten()), "pro": region_overlap(maps, masks)}
@@ -65,7 +74,7 @@ class MapScores(Scores):
     @cached_property
     def intervals(self) -> dict[str, Interval]:
         """The intervals of accuracies and areas of images; areas of pixels have none."""
-        known = [name for name in ("image_auroc", "map_auroc") if name in dict(self.areas)]
+        known = [name for name, _ in self.areas if name not in ("pixel_auroc", "pro")]
 
         def figures(places: np.ndarray) -> dict[str, float]:
             areas = _areas(self.anomalies[:, torch.from_numpy(places)])
@@ -113,7 +122,7 @@ def scored_with_maps(model: Adapted, items: Sequence[Item], inference: Inference
                 model.method.name, draws.normal_class,
             )  # fmt: skip
         return scored(items, inference.decisions(model, items))
-    assert isinstance(model, AdaptedModel)  # as of every method that draws maps
+    assert isinstance(model, ImageModel)  # as of every method that draws maps
     normal = normal_label(model.method, model.class_names)
     anomalous = torch.tensor([item.answer != model.class_names[normal] for item in items])
     masked = any(item.label.files for item in items)
@@ -123,12 +132,14 @@ def scored_with_maps(model: Adapted, items: Sequence[Item], inference: Inference
         return logits, maps if masked else maps.flatten(1).amax(-1)[:, None, None]
 
     batches = list(inference.of_batches(model, items, answered))
-    abnormal = 1 - torch.cat([logits for logits, _ in batches]).float().softmax(-1)[:, normal].cpu()
+    odds = torch.cat([logits for logits, _ in batches]).float().cpu()
+    others = odds.clone().index_fill_(1, torch.tensor([normal]), -torch.inf)
+    abnormal = others.logsumexp(-1) - odds[:, normal]  # probabilities would be rounded to 1 far from the threshold
     maps, place = torch.cat([maps for _, maps in batches]), model.backbone.preprocess.placing("nearest")
     size, turned = (maps.shape[1], maps.shape[2]), model.backbone.preprocess.turned
     masks = torch.stack([mask_of(item, place, size, turned) for item in items]) if masked else None
     scores = scored(items, [decided(logits, model.class_names) for logits, _ in batches])
-    return MapScores.of(scores, anomalous, abnormal, maps, masks)
+    return MapScores.of(scores, anomalous, abnormal, maps, masks, model.class_names[normal])
 
 
 def _caution(area: float | None, anomalous: Tensor) -> str:
@@ -146,9 +157,11 @@ def _caution(area: float | None, anomalous: Tensor) -> str:
 
 
 def _areas(anomalies: Tensor) -> dict[str, float | None]:
-    """Return the areas under ROC curves of two scores of images, from `MapScores.anomalies`."""
-    anomalous, *scores = anomalies
-    return {name: auroc(own, anomalous > 0) for name, own in zip(("image_auroc", "map_auroc"), scores, strict=True)}
+    """Return the areas under ROC curves of two scores of images and two shares, from `MapScores.anomalies`."""
+    anomalous, called = anomalies[:2] > 0
+    areas = {name: auroc(own, anomalous) for name, own in zip(("image_auroc", "map_auroc"), anomalies[2:], strict=True)}
+    shares = {"false_alarms": called[~anomalous], "found": called[anomalous]}
+    return areas | {name: float(own.double().mean()) if len(own) else None for name, own in shares.items()}
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float | None:

@@ -61,6 +61,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.nearest_mean import NearestMean as NearestMean
     from adapt.methods.ogen import OGEN as OGEN
     from adapt.methods.ola_vlm import OLAVLM as OLAVLM
+    from adapt.methods.patch_memory import PatchMemory as PatchMemory
     from adapt.methods.prograd import ProGrad as ProGrad
     from adapt.methods.projector import Projector as Projector
     from adapt.methods.proker import ProKeR as ProKeR

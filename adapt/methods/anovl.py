@@ -82,10 +82,6 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
     prompt_average = "raw"
     learns_any_step = False
 
-    @property
-    def normal_class(self) -> str:
-        return str(self.config.normal)
-
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         for name in self.config.states if self.config.states != _STATES else ():
             if name not in class_names:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,11 +14,11 @@ from adapt.common.devices import free_bytes
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.methods.base import Context, ImageStep, Method, PairStep
-from adapt.methods.base.traits import AveragesPrompts, DrawsMaps, normal_label, owns_prompts, trait
+from adapt.methods.base.traits import AveragesPrompts, owns_prompts, trait
 from adapt.models.base import in_one_mode
 from adapt.models.class_texts import ClassTexts, PromptAverage
 from adapt.models.image_model import ImageModel
-from adapt.models.prediction import Prediction, Query, predictions
+from adapt.models.prediction import Query
 from adapt.prompts import Prompt, Texts, check_class_names, check_length, from_templates, of_classes, of_text, texts_key
 
 if TYPE_CHECKING:
@@ -151,38 +151,6 @@ class AdaptedModel(ImageModel[DualEncoder]):
                 "and cannot serve other class names: train on the new classes, or use a method with shared tensors"
             )
         return self._for(names, text_memory=self.text_memory)
-
-    def anomaly_maps(self, images: object, batch_size: int = 64, *, urls: bool = False) -> Tensor:
-        """Return anomaly scores from 0 to 1 for all pixels, `(n, h, w)` on the CPU; `images` is as in `predict`.
-
-        Maps have the size of the backbone's input, and cover the area of an image that the backbone reads. Raises
-        AdaptError in the cases that `predict` lists, for a method without anomaly maps, and for a backbone without
-        patch features.
-        """
-        normal_label(self.method, self.class_names)  # before any work
-        maps = list(
-            self._of_batches(images, batch_size, urls, lambda model, pixels: model._maps(ImageStep(model, pixels)))
-        )
-        return torch.cat(maps) if maps else torch.empty(0, 1, 1)
-
-    def predict_maps(
-        self, images: object, batch_size: int = 64, *, urls: bool = False
-    ) -> Iterator[tuple[Prediction, Tensor]]:
-        """Yield a pair of prediction and anomaly map `(h, w)` for each image, both computed in one pass."""
-        for logits, maps in self._of_batches(images, batch_size, urls, lambda model, x: model.logits_and_maps(x)):
-            batch = predictions(logits, self.class_names, Query(), self.answers, numbers=self.grades(logits))
-            yield from zip(batch, maps, strict=True)
-
-    def logits_and_maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits `(b, n_classes)`, and anomaly maps `(b, h, w)` on the CPU, for images `(b, 3, h, w)`."""
-        step = ImageStep(self, pixels)
-        maps = self._maps(step)  # first, because the pass for features of patches also gives those of images
-        return self.answers.of(step), maps
-
-    def _maps(self, step: ImageStep) -> Tensor:
-        draws = trait(self.method, DrawsMaps)
-        assert draws is not None
-        return draws.anomalies(step).float().cpu()
 
     def explain(self, images: object, top_k: int = 2, batch_size: int = 64) -> list[Explanation]:
         """Return each image's prediction, with the image's cosines to the descriptors of the most probable classes.

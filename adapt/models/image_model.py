@@ -22,7 +22,16 @@ from adapt.engine.hooks import watched
 from adapt.engine.plan import plan
 from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method
 from adapt.methods.base.step import reads_one_image
-from adapt.methods.base.traits import EncodesImages, Grades, PoolsBags, PoolsPairs, Projects, trait
+from adapt.methods.base.traits import (
+    DrawsMaps,
+    EncodesImages,
+    Grades,
+    PoolsBags,
+    PoolsPairs,
+    Projects,
+    normal_label,
+    trait,
+)
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_texts import PromptAverage
 from adapt.models.prediction import Prediction, Query, finite, predictions
@@ -194,16 +203,6 @@ class ImageModel(Adapted[E]):
             self.backbone_features(images)
         return pairs
 
-    @torch.no_grad()
-    def local_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return patch features `(b, rows, columns, e)` and unit-length image features `(b, e)`.
-
-        The unedited backbone computes both in one pass (see `adapt.engine.vision`). Patch features are not normalised.
-        Raises AdaptError if the backbone has no patch features.
-        """
-        patches, features = vision.local_features(self.backbone, images)
-        return patches, F.normalize(features, dim=-1)
-
     def image_tokens(self, images: Tensor) -> Tensor:
         """Return the last vision block's output `(b, l, d)` for all tokens, computed by the unedited backbone."""
         last = f"vision.{len(self.backbone.tower('vision').blocks) - 1}"
@@ -346,6 +345,41 @@ class ImageModel(Adapted[E]):
         query = Query(top_k, threshold, features, together=True, at_a_time=at_a_time, sets=sets)
         return list(self.ask(images, query, batch_size, urls=urls))
 
+    def anomaly_maps(self, images: object, batch_size: int = 64, *, urls: bool = False) -> Tensor:
+        """Return anomaly scores for all pixels, `(n, h, w)` on the CPU; `images` is as in `predict`.
+
+        Maps have the size of the backbone's input, and cover the area of an image that the backbone reads. Raises
+        AdaptError in the cases that `predict` lists, for a method without anomaly maps, and for a backbone without
+        patch features.
+        """
+        normal_label(self.method, self.class_names)  # before any work
+        maps = [own for _, own in self.predict_maps(images, batch_size, urls=urls)]
+        return torch.stack(maps) if maps else torch.empty(0, 1, 1)
+
+    def predict_maps(
+        self, images: object, batch_size: int = 64, *, urls: bool = False
+    ) -> Iterator[tuple[Prediction, Tensor]]:
+        """Yield a pair of prediction and anomaly map `(h, w)` for each image, both computed in one pass."""
+
+        def answered(model: Self, pixels: Tensor) -> list[tuple[Prediction, Tensor]]:
+            step = ImageStep(model, pixels)
+            maps = model._maps(step)  # first, because the pass for features of patches also gives those of images
+            return [*zip(model._answered(step, model.answers.of(step), Query()), maps, strict=True)]
+
+        for batch in self._of_batches(images, batch_size, urls, answered):
+            yield from batch
+
+    def logits_and_maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits `(b, n_classes)`, and anomaly maps `(b, h, w)` on the CPU, for images `(b, 3, h, w)`."""
+        step = ImageStep(self, pixels)
+        maps = self._maps(step)
+        return self.answers.of(step), maps
+
+    def _maps(self, step: ImageStep) -> Tensor:
+        draws = trait(self.method, DrawsMaps)
+        assert draws is not None
+        return draws.anomalies(step).float().cpu()
+
     def _asked(self, images: object, query: Query, batch_size: int, urls: bool) -> Iterator[Any]:
         if not (query.items or query.together):
             return super()._asked(images, query, batch_size, urls)
@@ -381,8 +415,7 @@ class ImageModel(Adapted[E]):
             frozen = self.backbone_features(pixels)
         step = ImageStep(self, pixels if frozen is None else Encoded(frozen))
         logits = self.answers.of(step)
-        features, numbers = step.features if query.features else None, self.grades(logits)
-        answered = predictions(logits, self.class_names, query, self.answers, features, numbers, step.members)
+        answered = self._answered(step, logits, query)
         if watch is None:
             return answered
         from adapt.models.watch import properties
@@ -402,6 +435,13 @@ class ImageModel(Adapted[E]):
         other.training, other.metadata, other.answers = self.training, dict(self.metadata), self.answers
         other.watch = self.watch_for(class_names)
         return other
+
+    def _answered(self, step: ImageStep, logits: Tensor, query: Query) -> Iterator[Prediction]:
+        """Return the predictions for a batch with these logits `(b, n_classes)`."""
+        features, numbers = step.features if query.features else None, self.grades(logits)
+        draws = trait(self.method, DrawsMaps)
+        p_values = None if draws is None else draws.p_values(step)
+        return predictions(logits, self.class_names, query, self.answers, features, numbers, step.members, p_values)
 
     def _check_classes(self) -> None:
         if not self.class_names:

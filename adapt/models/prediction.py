@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite, log
+from math import isfinite, isnan, log
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -152,6 +152,8 @@ class Prediction:
     """The set of classes at the level that was asked for, the most probable first; empty if none is probable enough."""
     interval: tuple[float, float] | None = None
     """The ends of the interval of the number (regression) at the level that was asked for."""
+    p_value: float | None = None
+    """The share of good images that score as high as this one, at most, by a method that learned from good images."""
     disagreement: Disagreement | None = None
     """How the members of an average disagree; None for an adapter by itself."""
     sighting: Sighting | None = field(default=None, compare=False, repr=False)
@@ -165,6 +167,7 @@ class Prediction:
         images = {} if self.images is None else {"images": [each._asdict() for each in self.images]}
         more: JsonObject = {} if self.set is None else {"set": list(self.set)}
         more |= {} if self.interval is None else {"interval": list(self.interval)}
+        more |= {} if self.p_value is None else {"p_value": self.p_value}
         more |= {} if self.disagreement is None else {"disagreement": self.disagreement._asdict()}
         more |= {} if self.sighting is None else {"strangeness": self.sighting.strangeness}
         return {**own, **classes, **images, **more, "top": top}
@@ -232,11 +235,13 @@ def predictions(
     features: Tensor | None = None,
     numbers: Tensor | None = None,
     members: Tensor | None = None,
+    p_values: Tensor | None = None,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each image from logits `(b, n)`; `answers` decides between single-label and multi-label.
 
     Unit-length image `features` `(b, e)` and `numbers` `(b,)` (regression) are added if given. `members` are those of
-    `ImageStep`, whose disagreement is added, and by which crossed sets are.
+    `ImageStep`, whose disagreement is added, and by which crossed sets are. `p_values` `(b,)` are those of `DrawsMaps`;
+    the class is `none` where they are NaN.
     """
     count = len(class_names) if answers.several else min(query.top_k, len(class_names))
     every = answers.probabilities(finite(logits).float())
@@ -245,14 +250,17 @@ def predictions(
     of_each = [None] * len(logits) if features is None else list(features.float().cpu())
     number_of_each = [None] * len(logits) if numbers is None else numbers.tolist()
     apart = iter([] if members is None else Disagreement.among(members))
+    shares = iter([] if p_values is None else p_values.tolist())
     threshold = HALF if answers.several and query.threshold is None else query.threshold
     for row, chosen, number, own in zip(probabilities.tolist(), indices.tolist(), number_of_each, of_each, strict=True):
         top = tuple((class_names[index], probability) for index, probability in zip(chosen, row))
         above = tuple(name for name, probability in top if probability >= (threshold or 0.0))
         labels = above if answers.several else None
         shown = top[: max(query.top_k, len(labels or ()))]
-        more = {"disagreement": next(apart, None), **next(held, {})}
-        yield judged(Prediction(*top[0], shown, chosen[0], number, labels, own, **more), threshold)
+        more = {"disagreement": next(apart, None), "p_value": next(shares, None), **next(held, {})}
+        prediction = judged(Prediction(*top[0], shown, chosen[0], number, labels, own, **more), threshold)
+        undecided = prediction.p_value is not None and isnan(prediction.p_value)
+        yield replace(prediction, class_name=NONE, label=None, p_value=None) if undecided else prediction
 
 
 def _held(

@@ -11,6 +11,7 @@ from torch import Tensor
 from adapt.backbones.vision_encoder import CosineClassifier, VisionEncoder
 from adapt.common.errors import AdaptError
 from adapt.data.decoding.images import image_sizes
+from adapt.methods.base.traits import DrawsMaps, has_trait
 from adapt.models.base import in_one_mode
 from adapt.models.building import add_classifier, trains_classifier
 from adapt.models.class_texts import PromptAverage
@@ -30,6 +31,10 @@ class VisionModel(ImageModel[VisionEncoder]):
     """
 
     baseline = "nearest mean"
+
+    @property
+    def has_baseline(self) -> bool:
+        return not has_trait(self.method, DrawsMaps)  # whose training images may all be normal
 
     @property
     def needs_every_class(self) -> bool:

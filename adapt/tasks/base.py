@@ -114,7 +114,12 @@ class Task(Objective):
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         """Return the scores of `model` on `items`."""
         from adapt.evaluation.scores import scored
+        from adapt.methods.base.traits import DrawsMaps, has_trait
 
+        if has_trait(model.method, DrawsMaps):
+            from adapt.evaluation.maps import scored_with_maps
+
+            return scored_with_maps(model, items, inference)
         if self.one_class:  # batch by batch, as the logits of many items and classes are large
             return scored(items, inference.decisions(model, items))
         return self.scores(items, self.answers(model, items, inference), model.class_names)

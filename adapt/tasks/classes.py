@@ -13,10 +13,7 @@ from adapt.tasks.base import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adapt.evaluation.inference import Inference
-    from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method
-    from adapt.models.base import Adapted
 
 
 @dataclass(frozen=True)
@@ -76,12 +73,3 @@ class Classes(Task):
 
         overlaps = [label.overlap for label in labels_of(items, Class)]
         return None if overlaps[0] is None else torch.tensor(overlaps, dtype=torch.float64)
-
-    def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        from adapt.methods.base.traits import DrawsMaps, has_trait
-
-        if has_trait(model.method, DrawsMaps):
-            from adapt.evaluation.maps import scored_with_maps
-
-            return scored_with_maps(model, items, inference)
-        return super().score(model, items, inference)

@@ -36,6 +36,7 @@ class Maps(Task):
     name = "maps"
     title = "one class per image, and masks of what is abnormal"
     example = "emoji-defects"
+    backbones = frozenset({"dual encoder", "vision encoder"})
     items_are = "images with one class each, and masks of defects"
     label_type = Defect
     _learned_as = frozenset({"classes"})
@@ -57,7 +58,5 @@ class Maps(Task):
             check_masks(items, model.backbone.preprocess.turned)
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        from adapt.evaluation.maps import scored_with_maps
-
         self.check_tested(model, items)
-        return scored_with_maps(model, items, inference)
+        return super().score(model, items, inference)

@@ -285,7 +285,7 @@ def _check_loss(model: Adapted, settings: TrainSettings, task: Task | None) -> N
 
 def calibrates_by_folds(method: Method) -> bool:
     """Return whether a temperature can be cross-validated, as for methods on fixed features without gradient steps."""
-    return not (method.takes_steps or method.touches or method.views or trait(method, Stream))
+    return not (method.takes_steps or method.touches or method.reads or method.views or trait(method, Stream))
 
 
 def calibrates(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item], asked: bool | None) -> bool:

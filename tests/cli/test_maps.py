@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 import adapt
+from adapt.data import load
+from adapt.data.decoding.images import open_image
 
 
 @pytest.fixture
@@ -44,3 +47,25 @@ def test_nothing_is_written_over_and_only_maps_are_drawn(run, adapter: Path, pho
     assert result.exit_code == 2
     assert "zero_shot classifies images and draws no anomaly maps" in result.stderr
     assert not (tmp_path / "heat").exists()
+
+
+def test_good_images_give_a_threshold_to_maps_and_predictions(run, model_folder: Path, tmp_path: Path) -> None:
+    split = load("emoji-product")
+    model = adapt.wrap(adapt.load_backbone(str(model_folder)), adapt.methods.PatchMemory(), split.class_names)
+    adapt.fit(model, split.train[:4], progress=False)
+    adapter, pictures = model.save(tmp_path / "memory.safetensors"), tmp_path / "pictures"
+    pictures.mkdir()
+    open_image(split.train[0]).save(pictures / "known.png")
+    Image.effect_noise((64, 64), 90).convert("RGB").save(pictures / "strange.png")
+    told = run("predict", adapter, pictures)
+    assert told.exit_code == 0, told.output
+    assert "p = 1" in told.stdout
+    assert "p = 0.2" in told.stdout
+    rows = [*csv.DictReader(run("predict", adapter, pictures, "--csv").stdout.splitlines())]
+    assert [(row["class"], float(row["p_value"])) for row in rows] == [("normal", 1), ("abnormal", 0.2)]
+    drawn = run("maps", adapter, pictures, "--out", tmp_path / "heat")
+    assert "colours begin where few good images have a pixel" in drawn.stderr
+    known, strange = (Image.open(path).convert("RGB") for path in sorted((tmp_path / "heat").iterdir()))
+    plain = model.backbone.preprocess.placing()(open_image(pictures / "known.png"))
+    assert ImageChops.difference(known, plain.resize(known.size)).getbbox() is None  # no colour at all
+    assert ImageChops.difference(strange, strange.convert("L").convert("RGB")).getbbox() is not None

@@ -30,6 +30,7 @@ _OF_THESE_CLASSES: dict[str, dict[str, Any]] = {"descriptions": {"descriptors": 
 # into the space of a backbone that is not there: none is loaded to build it
 _SPACE = {"backbone": "old", "fingerprint": "0", "reading": "{}", "size": 7}
 _OF_THESE_CLASSES["xbt"] = {"old": "old", "hidden": 5, "space": _SPACE}
+_OF_THESE_CLASSES["patch_memory"] = {"normal": "goldfish", "rows": 6, "scores": 3}
 _COMPOSED = tuple(case for case in _CASES if case.startswith("compose/"))
 _IN_VISION_BLOCKS = (
     "bitfit",
@@ -54,10 +55,10 @@ ALL = tuple(name for name in methods.names() if "dual encoder" in methods.find(n
 ALL += _CASES
 _BY_NO_STEP = ("descriptions", "gda", "linear_probe", "lp_plus_plus", "prolip", "tda", "tip_adapter", "zero_shot")
 _BY_NO_STEP += ("anovl", "kernel_ridge", "knn", "lda", "nearest_mean", "proker", "rehark", "ridge", "ss_text", "stata")
-_BY_NO_STEP += ("transclip", "xbt")
+_BY_NO_STEP += ("patch_memory", "transclip", "xbt")
 _ON_FEATURES = ("clap", "clip_adapter", "close", "mrl", "task_res", "tip_adapter/trained")  # which edit no tower
 _WITHOUT_PROMPTS = ("clap", "close", "dino_linear", "knn", "lda", "linear_probe", "nearest_mean", "rehark", "ss_text")
-_WITHOUT_PROMPTS += ("kernel_ridge", "ridge", "task_res")
+_WITHOUT_PROMPTS += ("kernel_ridge", "patch_memory", "ridge", "task_res")
 TRAINED_BY_STEPS = tuple(name for name in ALL if name not in (*_BY_NO_STEP, "uniqa"))  # which takes numbers to learn
 _OUTSIDE_BLOCKS = (*_ON_FEATURES, "dino_linear", "lm4visual", "vl2v")
 TRAINED_INSIDE = tuple(name for name in TRAINED_BY_STEPS if name not in _OUTSIDE_BLOCKS)
@@ -72,6 +73,8 @@ NAMES = ("goldfish", "red_panda", "sea cucumber")
 def fits(method: str, kind: str) -> bool:
     if method == "dino_linear":
         return kind in CLIPS  # which pool a class token
+    if method == "patch_memory":
+        return kind in tiny_backbones.WITH_VISION_BLOCKS
     if method in ("prolip", "mmrl", "mmrlpp"):  # the text towers of these are also causal, as MMRL's must be
         return kind in tiny_backbones.WITH_VISION_PROJECTION
     return kind in tiny_backbones.WITH_VISION_BLOCKS or method not in NEEDS_VISION_BLOCKS

@@ -28,8 +28,8 @@ def inside(model: AdaptedModel, backbone: Backbone) -> Iterator[tuple[str, nn.Mo
         called = [i for i in range(len(tower.blocks)) if f"{name}.{i}" not in skipped_blocks(model.method)]
         for index in sorted({called[0], called[-1]}):
             path = model.text_path if name == "text" else model.vision_path
-            if model.method.name == "dino_linear":
-                path = "plain"  # which watches the library's own forward
+            if model.method.name in ("dino_linear", "patch_memory"):
+                path = "plain"  # which watch the library's own forward
             yield f"{name}.{index}", tower.blocks[index].scale1 if path == "fast" else tower.blocks[index].act
 
 

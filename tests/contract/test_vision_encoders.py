@@ -27,6 +27,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ivlp": {"n_ctx_text": 0, "n_ctx_vision": 3, "depth_vision": 2},
     "ln_tuning": _ON_VISION,
     "lora": {"dropout": 0.0, **_ON_VISION},
+    "patch_memory": {"normal": "goldfish", "rows": 6, "scores": 3},
 }
 METHODS = tuple(name for name in methods.names() if "vision encoder" in methods.find(name).serves)
 WITH_CLASS_TOKEN = (
@@ -39,11 +40,13 @@ WITH_CLASS_TOKEN = (
     "vit",
     "vit_msn",
 )
-_TRAINED = tuple(name for name in METHODS if name in CONFIGS)
+_TRAINED = tuple(name for name in METHODS if name in CONFIGS and name != "patch_memory")
 
 
 def fits(method: str, kind: str) -> bool:
     """Whether a method can be put on a kind of backbone; the test of refusals says why not."""
+    if method == "patch_memory" and (kind == "radio" or kind.startswith("timm")):
+        return kind != "radio"  # which has other tokens before its patches; timm gives the maps of all its networks
     if method in CONFIGS and kind in tiny_vision.WITHOUT_BLOCKS:
         return False
     if method == "dino_linear":

@@ -43,20 +43,21 @@ def test_each_area_is_of_its_own_scores() -> None:
     maps = torch.tensor([[[0.9, 0.2]], [[0.5, 0.4]], [[0.3, 0.1]]])
     scores = Scores(("a", "b", "c"), ("x", "x", "y"), ("x", "y", "y"), (0.9, 0.8, 0.7))
     anomalous = torch.tensor([True, True, False])
-    figures = MapScores.of(scores, anomalous, torch.tensor([0.8, 0.1, 0.3]), maps, masks).figures()
+    figures = MapScores.of(scores, anomalous, torch.tensor([0.8, 0.1, 0.3]), maps, masks, "y").figures()
     assert figures["image_auroc"] == pytest.approx(0.5)  # one of two anomalous images is above the normal one
     assert figures["map_auroc"] == 1.0
     assert figures["pixel_auroc"] == pytest.approx((4 + 3) / 8)
     assert figures["pro"] == pytest.approx(region_overlap(maps, masks))
     assert figures["accuracy"] == pytest.approx(2 / 3)
+    assert (figures["false_alarms"], figures["found"]) == (0.0, 0.5)
 
 
 def test_without_a_marked_pixel_there_is_no_area() -> None:
     scores = Scores(("a.png",), ("normal",), ("normal",), (0.9,))
     normal, masks = torch.tensor([False]), torch.zeros(1, 4, 4, dtype=torch.bool)
-    found = MapScores.of(scores, normal, torch.tensor([0.1]), torch.rand(1, 4, 4), masks)
-    assert found.areas == ()
-    assert [*found.lines("1 image")][-1] == "pixels not measured, as no mask marks one"
+    found = MapScores.of(scores, normal, torch.tensor([0.1]), torch.rand(1, 4, 4), masks, "normal")
+    assert found.areas == (("false_alarms", 0.0),)
+    assert [*found.lines("1 image")][-1] == "false alarms 0.000; pixels not measured, as no mask marks one"
 
 
 @pytest.mark.parametrize(("gap", "trusted"), [(0.0, False), (0.05, False), (1.0, True)])
@@ -65,7 +66,7 @@ def test_maps_that_do_not_separate_images_come_with_a_caution(gap: float, truste
     anomalous = torch.arange(40) < 20
     maps = torch.rand(40, 4, 4, generator=torch.Generator().manual_seed(0)) + gap * anomalous[:, None, None]
     names = tuple("normal" for _ in anomalous)
-    scores = MapScores.of(Scores(names, names, names, (0.9,) * 40), anomalous, anomalous.float(), maps, None)
+    scores = MapScores.of(Scores(names, names, names, (0.9,) * 40), anomalous, anomalous.float(), maps, None, "normal")
     assert scores.figures()["image_auroc"] == 1.0
     assert "pixel_auroc" not in scores.figures()
     maps_auroc = dict(scores.areas)["map_auroc"]

@@ -38,7 +38,7 @@ def test_without_smoothing_a_corner_of_the_map_is_its_patch(images: Tensor) -> N
     model = wrapped(smoothing=1)
     maps = model.logits_and_maps(images)[1]
     assert maps.shape == (len(images), *images.shape[-2:])
-    patches = F.normalize(model.local_features(images)[0], dim=-1)
+    patches = F.normalize(vision.local_features(model.backbone, images)[0], dim=-1)
     expected = (patches @ F.normalize(model.class_features(), dim=-1).T).softmax(-1)[..., 1]
     for corner in (0, -1):
         assert torch.allclose(maps[:, corner, corner], expected[:, corner, corner].detach(), atol=1e-6)
@@ -47,7 +47,7 @@ def test_without_smoothing_a_corner_of_the_map_is_its_patch(images: Tensor) -> N
 def test_the_side_stream_leaves_the_features_of_images_as_they_are(images: Tensor) -> None:
     model = wrapped()
     before = model.backbone.encode_image(images)
-    model.local_features(images)
+    vision.local_features(model.backbone, images)
     assert torch.equal(model.backbone.encode_image(images), before)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, Backbone, methods
+from adapt.engine import vision
 from adapt.methods import lora
 from adapt.methods.base import Encoded, ImageStep, Mixture, contrast
 from adapt.methods.clippings import supervised_contrast
@@ -263,7 +264,7 @@ def test_the_patches_of_a_wide_image_keep_their_rows() -> None:
     pixels, tower = torch.randn(2, 3, 32, 64), native.visual
     model = adapt.wrap(backbone, methods.AnoVL(), ("normal", "abnormal"))
     with torch.no_grad():
-        found, whole = model.local_features(pixels)
+        found, whole = vision.local_features(model.backbone, pixels)
         x = tower.conv1(pixels).flatten(2).mT
         x = torch.cat([tower.class_embedding.expand(2, 1, -1), x], dim=1) + tower.positional_embedding
         x = beside = tower.ln_pre(x)
@@ -276,7 +277,7 @@ def test_the_patches_of_a_wide_image_keep_their_rows() -> None:
             x = block(x)
         expected = tower.ln_post(beside[:, 1:]) @ tower.proj
         assert scaled(found, expected.unflatten(1, (4, 8))) < 1e-5
-        assert scaled(whole, F.normalize(native.encode_image(pixels), dim=-1)) < 1e-5
+        assert scaled(F.normalize(whole, dim=-1), F.normalize(native.encode_image(pixels), dim=-1)) < 1e-5
 
 
 def test_cosines_are_scaled_and_biased_for_all_and_by_image(open_clip: Backbone) -> None:

@@ -13,6 +13,7 @@ Names marked with (@) also exist in a single drawing style, as `NAME@STYLE`.
                   a few prompt templates. Validation and test images are those of `emoji`
 `emoji-counts`    (@) scenes of one to four copies of a drawing, labelled with their number
 `emoji-defects`   (@) drawings with masks; half of the validation and test images have a scratch or a stain
+`emoji-product`   (@) one drawing again and again, a little varied; half of the test images have a scratch or a stain
 `emoji-labels`    (@) scenes of one to four different things, labelled with all their names
 `emoji-captions`  (@) pairs of a scene and a caption
 `emoji-records`   pairs of a drawing and its concept's name with misread letters, to be linked by concept
@@ -58,6 +59,7 @@ _AT_STYLES = {  # which also exist in single styles: the module beside this one 
     "emoji-captions": "questions",
     "emoji-counts": "questions",
     "emoji-defects": "defects",
+    "emoji-product": "defects",
     "emoji-labels": "questions",
 }
 

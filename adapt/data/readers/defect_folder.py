@@ -19,17 +19,21 @@ ABNORMAL, _GOOD, _MASKS = "abnormal", "good", "ground_truth"
 def read_defect_folder(root: str | os.PathLike[str]) -> Split:
     """Return the data set in the folder of one object, in the layout of the anomaly detection benchmark MVTec AD.
 
-    Normal images are in `train/good` and `test/good`. For each kind of defect, images are in `test/KIND` and masks in
-    `ground_truth/KIND`. The classes are normal and abnormal, and the domain of an abnormal image is the kind of defect.
-    A mask has the name of the image, optionally followed by `_mask`. Without a folder `ground_truth` there are no
-    masks. Raises AdaptError if other folders are missing, and if only some images of defects have a mask.
+    Normal images are in `train/good`, `test/good` and perhaps `validation/good`. For each kind of defect, images are in
+    `test/KIND` and masks in `ground_truth/KIND`. The classes are normal and abnormal, and the domain of an abnormal
+    image is the kind of defect. A mask has the name of the image, optionally followed by `_mask`. Without a folder
+    `ground_truth` there are no masks. Images that are in no folder are good images alone. Raises AdaptError if other
+    folders are missing, and if only some images of defects have a mask.
     """
     root = os.path.abspath(root)
-    part_of = {folder: part for folder in subfolders(root) if (part := parts.part_of(folder)) in ("train", "test")}
+    if not subfolders(root) and (images := images_in(root)):
+        good = [listed(path, {"label": NORMAL, "mask": ""}, "train") for path in images]
+        return to_split(os.path.basename(root), root, good, (NORMAL, ABNORMAL), (1.0, 0.0, 0.0), 0)
+    part_of = {folder: part for folder in subfolders(root) if (part := parts.part_of(folder)) in parts.NAMES}
     if "test" not in part_of.values():
         raise AdaptError(
             f"folder {root!r} has no folder test. Expected test/good, and test/KIND for each kind of defect, perhaps "
-            "with masks in ground_truth/KIND"
+            "with masks in ground_truth/KIND, or good images alone, in no folder"
         )
     masked = _MASKS in subfolders(root)
     rows = []

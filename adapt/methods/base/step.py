@@ -17,6 +17,7 @@ from adapt.common.devices import moved
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.data.bags import Bags, bag_mean
+from adapt.engine import vision
 from adapt.methods.base.class_loss import CROSS_ENTROPY
 from adapt.prompts import Prompt, Texts, texts_key
 
@@ -172,6 +173,9 @@ class ImageStep(Step):
     """Logarithms of the probabilities `(m, b, n)` by the members of an average, once the logits are computed; where an
     image can have several classes, those of the presence and of the absence of each, `(m, b, n, 2)`."""
 
+    distances: Tensor | None = None
+    """Distances `(b, rows, columns)` of the images' patches to a memory, once a method has computed them."""
+
     def __init__(
         self, model: ImageModel[Any], inputs: Tensor | Encoded | BlockInputs | Bags, labels: Tensor | None = None
     ) -> None:
@@ -304,7 +308,9 @@ class ImageStep(Step):
 
         The features have no gradient; see `adapt.engine.vision`. The same forward pass computes `frozen_features`.
         """
-        patches, self._frozen["features"] = self.model.local_features(self.images)
+        with torch.no_grad():
+            patches, features = vision.local_features(self.model.backbone, self.images)
+        self._frozen["features"] = F.normalize(features, dim=-1)
         return patches
 
     @cached_property

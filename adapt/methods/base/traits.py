@@ -108,14 +108,27 @@ class Grades(Trait):
 class DrawsMaps(Trait):
     """The trait of methods that localise anomalies in images."""
 
+    config: Any
+
     @property
-    @abstractmethod
     def normal_class(self) -> str:
-        """The name of the class for images without an anomaly."""
+        """The name of the class for images without an anomaly, by default the setting `normal`."""
+        return str(self.config.normal)
 
     @abstractmethod
     def anomalies(self, step: ImageStep) -> Tensor:
-        """Return the anomaly score of each pixel in a batch of images, from 0 to 1, as `(b, h, w)`."""
+        """Return the anomaly score of each pixel in a batch of images, larger for a more abnormal one, `(b, h, w)`."""
+
+    def threshold(self, pixels: bool = False) -> Tensor | None:
+        """Return the score above which an image is abnormal, or with `pixels` the maximum of its map; None for none."""
+        return None
+
+    def p_values(self, step: ImageStep) -> Tensor | None:
+        """Return how many good images score as high as each image of a batch, at most, as shares `(b,)`.
+
+        None for a method that learns from no good images, and NaN where they are too few to decide anything.
+        """
+        return None
 
 
 class Stream(Trait):
@@ -419,13 +432,13 @@ def normal_label(method: Method, class_names: Sequence[str]) -> int:
     maps = trait(method, DrawsMaps)
     if maps is None:
         raise AdaptError(
-            f"{method.name} classifies images and draws no anomaly maps: use another method, such as anovl"
+            f"{method.name} classifies images and draws no anomaly maps: use another method, such as patch_memory"
         )
     name = maps.normal_class
     if name not in class_names:
         raise AdaptError(
             f"{method.name}: no class is called {name!r}; {nearest(name, class_names)}. Set method.normal to the class "
-            "of normal images, and method.states to the descriptions of each class"
+            "of normal images"
         )
     return class_names.index(name)
 

@@ -1,0 +1,286 @@
+"""A memory of the patches of good images: an image is abnormal where its patches are far from all of them.
+
+Paper: Damm et al., AnomalyDINO: Boosting Patch-based Few-shot Anomaly Detection with DINOv2, WACV 2025. `coreset` and
+`metric` are those of Roth et al., Towards Total Recall in Industrial Anomaly Detection (PatchCore), CVPR 2022.
+References: AnomalyDINO `b3435f0`, `src/detection.py`, `backbones.py`, `utils.py`, `post_eval.py`; anomalib `b7233686`,
+`k_center_greedy.py`.
+Deviations:
+* The memory is kept in half precision. Images are turned, and maps smoothed, in the size that the backbone reads.
+* The mask of an object splits the first component by Otsu's threshold, for a backbone of any scale, and grows in rows
+  and columns; in the reference the threshold is 10, and the mask grows along the flat list of patches.
+* The coreset is chosen by distances as they are, and begins with the first patch; PatchCore's are projected at random,
+  and so is its first patch. Its weighing of the image's score by neighbours is left out.
+* Thresholds are ours: split conformal prediction on images kept apart (Vovk et al., 2005), or each image left out of
+  the memory. Of n + 1 exchangeable images, call i stronger than j if i scores higher against a memory without both. At
+  most 2m - 1 of them are stronger than all but m - 1 of the others, and a larger memory only lowers a score, so that
+  the m-th largest score of an image left out is passed by at most (2m - 1) / (n + 1) of new good images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from adapt.backbones.base import ImageEncoder
+from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
+from adapt.common.shown import readable_bytes
+from adapt.engine import vision
+from adapt.methods.base import ImageStep, Method, MethodConfig, Training
+from adapt.methods.base.traits import DrawsMaps, OwnClassifier, Reports, normal_label
+
+KEPT_AS = torch.float16
+ANGLES = range(0, 360, 45)
+WORST = 100  # of so many patches, the farthest one makes the image's score
+SIGMA = 4.0  # pixels by which maps are smoothed
+FALSE_ALARMS = 0.05
+AT_ONCE = 1024  # patches of the memory, as a table of all distances is large
+LEAST, FAR = 1e-6, 1e6  # below and above all distances
+STEEP = 8.0  # the odds are this power of the score over the threshold
+TIE = 1e-5  # log-odds by which a score that equals the threshold is below it
+ROUNDING = 1e-9
+
+
+class PatchMemoryConfig(MethodConfig):
+    normal: str = "normal"
+    """The class of good images, the only ones that are learned from."""
+    block: int = -1
+    """The block of the vision tower, or the map of a convolutional network, whose patches are compared."""
+    neighbours: int = Field(default=1, ge=1)
+    """The number of nearest patches in the memory whose distances are averaged."""
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    """The distance of two patches; euclidean ones are averaged by the root of their mean square."""
+    rotate: bool = False
+    """Whether good images are also remembered turned by 45, 90, ..., 315 degrees, for things that lie in any way."""
+    mask: Literal["none", "object"] = "none"
+    """Whether to look at an object alone, which fills the middle of the image, and at nothing around it."""
+    coreset: float | None = Field(default=None, gt=0, lt=1)
+    """The share of the patches that the memory keeps, far from each other (PatchCore: 0.1); by default, all."""
+    false_alarms: float | None = Field(default=None, gt=0, lt=1)
+    """The share of good images that may be called abnormal; by default 0.05, or the least that the images can promise
+    if that is more."""
+    rows: int = Field(default=0, ge=0)
+    """The number of patches in the memory; training sets it."""
+    scores: int = Field(default=0, ge=0)
+    """The number of good images whose scores give the threshold; training sets it."""
+    left_out: bool = False
+    """Whether these are the images of the memory, each left out of it, or else validation images; training sets it."""
+
+
+class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
+    """Distances of an image's patches to a `memory` `(m, d)` of those of good images.
+
+    `good` `(2, n)` are the scores of good images that are not in the memory they were compared with, and the maxima of
+    their maps.
+    """
+
+    name = "patch_memory"
+    title = "AnomalyDINO (Damm et al., WACV 2025)"
+    serves: tuple[str, ...] = ("dual encoder", "vision encoder")
+    Config = PatchMemoryConfig
+    reads = frozenset({"images"})
+    example = {"rows": 6, "scores": 3}
+    memory: Tensor
+    good: Tensor
+
+    def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+        width = vision.patch_features(backbone, backbone.blank(), self.config.block).shape[-1]
+        memory, good = torch.zeros(self.config.rows, width), torch.zeros(2, self.config.scores)
+        self._hold(memory.to(backbone.device), good.to(backbone.device))
+
+    def _hold(self, memory: Tensor, good: Tensor) -> None:
+        self.register_buffer("memory", memory.to(KEPT_AS))
+        self.register_buffer("good", good)
+
+    def prepare(self, training: Training) -> None:
+        config, (learned, apart) = self.config, (self._good(training, part) for part in ("train", "val"))
+        if not learned:
+            raise AdaptError(f"patch_memory learns from images of the class {config.normal!r}: give at least one")
+        left_out = not apart and config.coreset is None and len({*learned}) > 1
+        units = [*dict.fromkeys(apart or learned * left_out)]  # images of one thing are one
+        share, images = config.false_alarms, len(units)
+        if share is not None and not (images and rank(share, images, left_out)):
+            where = "" if config.coreset is None else " among the validation images, as a coreset leaves none out"
+            raise AdaptError(
+                f"patch_memory: false_alarms {share:g} needs {math.ceil(1 / share - 1 - ROUNDING)} or more good images"
+                f"{where}, and there are {images}: give more, or leave false_alarms out"
+            )
+        views = [self._patches(training, "train", angle) for angle in (ANGLES if config.rotate else ANGLES[:1])]
+        of_images = torch.stack([self._vectors(view).flatten(1, 2) for view in views], 1).flatten(1, 2).to(KEPT_AS)
+        memory = of_images.flatten(0, 1)
+        if config.coreset is not None:
+            memory = memory[coreset(memory.float(), math.ceil(config.coreset * len(memory)))]
+        side, good = training.model.backbone.preprocess.size, [memory.new_zeros(2, 0).float()]
+        tested = self._patches(training, "val") if apart else views[0]
+        for unit in units:
+            own = torch.tensor([name == unit for name in apart or learned], device=memory.device)
+            distances = self.distances(tested[own], of_images[~own].flatten(0, 1) if left_out else memory)
+            maps = self.drawn(distances, (side, side))
+            good.append(torch.stack([image_scores(distances).amax(), maps.amax()])[:, None])
+        self._hold(memory, torch.cat(good, 1))
+        self.config = config.model_copy(update={"rows": len(memory), "scores": images, "left_out": left_out})
+        known = {"images": len(learned), "patches": len(memory), "bytes": memory.numel() * memory.element_size()}
+        training.note(memory=known | {"good": self.good[0].tolist(), "promise": self.promise()})
+
+    def _good(self, training: Training, part: Literal["train", "val"]) -> list[str]:
+        """Return the group of each good image in a part of the data."""
+        items, normal = training.items(part), normal_label(self, training.model.class_names)
+        labels = training.labels(part).tolist() if items else ()
+        return [item.kept_with for item, label in zip(items, labels, strict=True) if label == normal]
+
+    def _patches(self, training: Training, part: Literal["train", "val"], angle: int = 0) -> Tensor:
+        """Return the features `(n, rows, columns, d)` of the patches of the good images in a part of the data."""
+        found = []
+        for step in training.steps(part):
+            assert isinstance(step, ImageStep)
+            good = step.labels == normal_label(self, step.model.class_names)
+            if good.any():  # type: ignore[union-attr]
+                images = turned(step.images[good], angle)
+                found.append(vision.patch_features(step.model.backbone, images, self.config.block))
+        return torch.cat(found)
+
+    def _vectors(self, patches: Tensor) -> Tensor:
+        patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
+        return F.normalize(patches, dim=-1) if self.config.metric == "cosine" else patches
+
+    def distances(self, patches: Tensor, memory: Tensor) -> Tensor:
+        """Return the distance of each patch `(b, rows, columns)` from the nearest ones in `memory` `(m, d)`."""
+        if not len(memory):
+            raise AdaptError("this patch_memory remembers no image: train it on good images")
+        own, nearest = self._vectors(patches), list[Tensor]()
+        for some in memory.to(own).split(AT_ONCE):
+            table = 1 - own @ some.T if self.config.metric == "cosine" else torch.cdist(own, some)
+            nearest.append(table.topk(min(self.config.neighbours, len(some)), largest=False).values)
+        found = torch.cat(nearest, -1).topk(min(self.config.neighbours, len(memory)), largest=False).values
+        distances = found.mean(-1).clamp_min(0) if self.config.metric == "cosine" else found.square().mean(-1).sqrt()
+        return distances * foreground(patches) if self.config.mask == "object" else distances
+
+    def _of(self, step: ImageStep) -> Tensor:
+        if step.distances is None:
+            patches = vision.patch_features(step.model.backbone, step.images, self.config.block)
+            step.distances = self.distances(patches, self.memory)
+        return step.distances
+
+    def logits(self, step: ImageStep) -> Tensor:
+        """Return logits `(b, n)`, 0 for normal; the others are above 0 where the score is above the threshold."""
+        names, threshold, scores = step.model.class_names, self.threshold(), image_scores(self._of(step))
+        passed = scores.clamp_min(LEAST) / (FAR if threshold is None else threshold.clamp_min(LEAST))
+        others = 1 - F.one_hot(torch.tensor(normal_label(self, names)), len(names))
+        return (STEEP * passed.log() - TIE)[:, None] * others.to(scores)
+
+    def anomalies(self, step: ImageStep) -> Tensor:
+        return self.drawn(self._of(step), step.images.shape[-2:])
+
+    def drawn(self, distances: Tensor, size: Sequence[int]) -> Tensor:
+        large = F.interpolate(distances[:, None], tuple(size), mode="bilinear")[:, 0]
+        rows, columns = (smoothing(length).to(large) for length in size)
+        return rows @ large @ columns.T
+
+    # thresholds
+
+    @property
+    def _place(self) -> int:
+        """The place of the threshold among the scores of good images, the largest being the first."""
+        share, images = self.config.false_alarms, self.good.shape[1]
+        return rank(max(FALSE_ALARMS, 1 / (images + 1)) if share is None else share, images, self.config.left_out)
+
+    def threshold(self, pixels: bool = False) -> Tensor | None:
+        return self.good[int(pixels)].topk(self._place).values[-1] if self.good.shape[1] else None
+
+    def p_values(self, step: ImageStep) -> Tensor:
+        scores, count = image_scores(self._of(step)), self.good.shape[1]
+        above = (self.good[0] >= scores[:, None]).sum(-1) * (2 if self.config.left_out else 1)
+        return ((above + 1) / (count + 1)).clamp_max(1) if count else torch.full_like(scores, torch.nan)
+
+    def promise(self) -> str:
+        """Return in words what the threshold promises about new good images."""
+        count, threshold, place = self.good.shape[1], self.threshold(), self._place
+        if threshold is None:
+            return "one good image, or a coreset, gives no threshold, so that nothing is decided: give more good images"
+        how, most = "kept apart", place
+        if self.config.left_out:
+            how, most = "left out one by one", 2 * place - 1
+        return (
+            f"of {count} good images {how}, {place - 1 or 'none'} scored above {float(threshold):.3g}: expect up to "
+            f"{most} false alarm{'s' * (most > 1)} in {count + 1} good images of the same camera and light"
+        )
+
+    @classmethod
+    def lines(cls, metrics: JsonObject) -> Iterable[str]:
+        memory = metrics["memory"]
+        yield f"memory: {memory['patches']:,} patches of {memory['images']} images, {readable_bytes(memory['bytes'])}"
+        yield memory["promise"]
+
+
+def rank(share: float, images: int, left_out: bool) -> int:
+    """Return m, where at most a share of new good images passes the m-th largest score of so many; 0 if none does so.
+
+    Of images that are `left_out` of the memory, (2m - 1) / (images + 1) pass, of others m / (images + 1).
+    """
+    most = share * (images + 1) + ROUNDING
+    return min(images, math.floor((most + 1) / 2 if left_out else most))
+
+
+def image_scores(distances: Tensor) -> Tensor:
+    """Return the mean `(b,)` of the largest hundredth of the distances `(b, rows, columns)`, at least of one."""
+    flat = distances.flatten(1)
+    return flat.topk(max(1, flat.shape[1] // WORST)).values.mean(1)
+
+
+def smoothing(length: int) -> Tensor:
+    """Return the matrix `(length, length)` that smooths pixels by a Gaussian, mirrored at both ends."""
+    reach = round(4 * SIGMA)
+    offsets = torch.arange(-reach, reach + 1)
+    places = (torch.arange(length)[:, None] + offsets) % (2 * length)
+    weights = (-((offsets / SIGMA) ** 2) / 2).softmax(0).expand(length, -1)
+    return torch.zeros(length, length).scatter_add(1, torch.minimum(places, 2 * length - 1 - places), weights)
+
+
+def turned(images: Tensor, angle: int) -> Tensor:
+    """Return images `(b, 3, h, w)` turned by an angle in degrees, counter-clockwise, and mirrored at their borders."""
+    if not angle:
+        return images
+    height, width = images.shape[-2:]
+    y, x = torch.meshgrid(*(torch.arange(n, device=images.device) - n / 2 for n in (height, width)), indexing="ij")
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    across, down = cos * x - sin * y, sin * x + cos * y
+    places = torch.stack([(2 * across + 1) / (width - 1), (2 * down + 1) / (height - 1)], -1)
+    grid = places.to(images.dtype).expand(len(images), -1, -1, -1)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=True)
+
+
+def coreset(points: Tensor, count: int, first: int = 0) -> Tensor:
+    """Return the places `(count,)` of points `(m, d)`, each the farthest from those before it."""
+    picked = [first]
+    near = (points - points[first]).square().sum(-1)
+    while len(picked) < count:
+        picked.append(int(near.argmax()))
+        near = torch.minimum(near, (points - points[picked[-1]]).square().sum(-1))
+    return torch.tensor(picked, device=points.device)
+
+
+def foreground(patches: Tensor) -> Tensor:
+    """Return whether each patch `(b, rows, columns)` is of an object that fills the middle, from their features."""
+    rows, columns = patches.shape[1:3]
+    ordered, order = principal(patches).sort(-1)
+    below = torch.arange(1, rows * columns, device=patches.device) / (rows * columns)
+    apart = (ordered.mean(-1, keepdim=True) * below - ordered.cumsum(-1)[:, :-1] / (rows * columns)).square()
+    split = (apart / (below * (1 - below))).argmax(-1, keepdim=True)  # Otsu's: the variance between both sides
+    kept = (order.argsort(-1) > split).unflatten(1, (rows, columns))
+    middle = kept[:, round(rows * 0.2) : round(rows * 0.8), round(columns * 0.2) : round(columns * 0.8)]
+    kept = kept ^ (middle.float().mean((1, 2)) <= 0.35)[:, None, None]
+    grown = F.max_pool2d(kept.float(), 3, 1, 1)
+    return -F.max_pool2d(-F.max_pool2d(grown, 3, 1, 1), 3, 1, 1) > 0
+
+
+def principal(patches: Tensor) -> Tensor:
+    """Return the first principal component `(b, rows * columns)` of each image's patches `(b, rows, columns, d)`."""
+    flat = patches.float().flatten(1, 2)
+    flat = flat - flat.mean(1, keepdim=True)
+    return (flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:, :1].mT)[..., 0]

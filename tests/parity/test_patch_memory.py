@@ -1,0 +1,100 @@
+"""The memory of patches against AnomalyDINO and PatchCore: turned images, distances, scores, maps, a coreset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import published
+import pytest
+import torch
+from torch import Tensor
+
+import adapt
+from adapt.engine import vision
+from adapt.evaluation.maps import auroc, region_overlap
+from adapt.methods import PatchMemory, patch_memory
+from adapt.methods.base import ImageStep
+
+
+class Given:
+    """A training whose images are all good."""
+
+    def __init__(self, model: adapt.AdaptedModel, images: Tensor) -> None:
+        self.model, self.images, self.noted = model, images, dict[str, Any]()
+
+    def items(self, part: str) -> list[Any]:
+        return [SimpleNamespace(kept_with=str(number)) for number in range(len(self.images)) if part == "train"]
+
+    def labels(self, part: str) -> Tensor:
+        return torch.zeros(len(self.items(part)), dtype=torch.long)
+
+    def steps(self, part: str) -> Iterator[ImageStep]:
+        assert part == "train"
+        yield ImageStep(self.model, self.images, torch.zeros(len(self.images), dtype=torch.long))
+
+    def note(self, **figures: Any) -> None:
+        self.noted |= figures
+
+
+@pytest.mark.parametrize("name", ["anomalydino", "anomalydino_k", "anomalydino_l2"])
+def test_distances_of_patches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published masks grow along the flat list of patches, and are given."""
+    settings, expected = published.case(name)
+    side, (rows, columns) = settings["patch"], settings["grid"]
+
+    def tokens(backbone: object, images: Tensor, block: int) -> Tensor:
+        whole = images[..., : rows * side, : columns * side].unfold(2, side, side).unfold(3, side, side)
+        return (whole / 255 - 0.5).permute(0, 2, 3, 1, 4, 5).flatten(3) @ expected["patch_embedding"].T
+
+    monkeypatch.setattr(vision, "patch_features", tokens)
+    monkeypatch.setattr(patch_memory, "KEPT_AS", torch.float32)
+    metric = {"L2_normalized": "cosine", "L2": "euclidean"}[settings["metric"]]
+    mask = "object" if settings["masking_of_test_images"] else "none"
+    method = PatchMemory(neighbours=settings["neighbours"], metric=metric, mask=mask)
+    model = adapt.wrap(published.backbone("open_clip"), method, ("normal", "abnormal"))
+    references = _images(expected["reference_images"])
+    if settings["rotation"]:
+        [first] = references
+        turned = [patch_memory.turned(first[None], angle)[0] for angle in settings["angles"]]
+        off = (torch.stack(turned) - _images(expected["rotated_images"])).abs()
+        assert off.max() < 1  # grey levels, which are stored rounded
+        expected.equal("rotated_images", len(turned), len)
+        references = _images(expected["rotated_images"])
+    elif settings["masking_of_references"]:
+        kept_of = expected["reference_kept"].flatten()
+    images = _images(expected["test_images"])
+    if mask == "object":
+        kept = expected["kept"].unflatten(1, (rows, columns))
+        component = patch_memory.principal(tokens(None, images, -1))
+        expected.scaled("first_component", component.abs(), torch.abs)
+        monkeypatch.setattr(patch_memory, "foreground", lambda patches: kept[: len(patches)])
+    method.prepare(Given(model, references))  # type: ignore[arg-type]
+    if settings["masking_of_references"]:
+        method._hold(method.memory[kept_of], method.good)
+    step = ImageStep(model, images)
+    maps = method.anomalies(step)
+    assert step.distances is not None
+    expected.scaled("distances", step.distances)
+    scores = patch_memory.image_scores(step.distances)
+    expected.scaled("scores", scores)
+    expected.scaled("maps", maps)
+    masks = expected["masks"]
+    settings.scaled("image_auroc", torch.tensor(auroc(scores, expected["labels"] > 0)), torch.tensor)
+    settings.scaled("pixel_auroc", torch.tensor(auroc(maps.flatten(), masks.flatten())), torch.tensor)
+    settings.scaled("au_pro_0.3", torch.tensor(region_overlap(maps, masks)), torch.tensor)
+
+
+def _images(stored: Tensor) -> Tensor:
+    return stored.permute(0, 3, 1, 2).float()
+
+
+def test_patchcore() -> None:
+    settings, expected = published.case("patchcore")
+    projected, first = expected["projected"], int(expected["picked"][0])
+    picked = patch_memory.coreset(projected, round(settings["ratio"] * len(projected)), first)
+    expected.equal("picked", picked)
+    distances = PatchMemory(metric="euclidean").distances(expected["test"][:, None], expected["bank"][picked])
+    expected.scaled("patch_scores", distances[:, 0])
+    expected.scaled("scores.1", patch_memory.image_scores(distances))
