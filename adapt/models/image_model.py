@@ -309,19 +309,6 @@ class ImageModel(Adapted[E]):
         """
         return list(self.ask(items, Query(top_k, threshold, features, items=True), batch_size, urls=urls))
 
-    def predict_items_stream(
-        self,
-        items: Iterable[Sequence[object]],
-        top_k: int = 5,
-        batch_size: int = 64,
-        *,
-        threshold: float | None = None,
-        features: bool = False,
-        urls: bool = False,
-    ) -> Iterator[Prediction]:
-        """Yield the predictions of `predict_items` one by one, with only one batch of images in memory."""
-        yield from self.ask(items, Query(top_k, threshold, features, items=True), batch_size, urls=urls)
-
     def predict_together(
         self,
         images: object,
