@@ -417,7 +417,7 @@ def _written(
     with common.quiet_libraries():
         model = _reading_model(made["adapter"], made["backbone"], made["device"])
         with counting_bar("writing", True) as bar:
-            maker = kind(model, str(photos), tokens=made["tokens"], **settings)
+            maker = kind(model, str(photos), tokens=made["tokens"], adapter=str(made["adapter"] or ""), **settings)
             return write_rows(out, names, maker, made["resume"], bar)
 
 

@@ -105,7 +105,7 @@ def look(source: str, split: Split, inconsistent: Sequence[str] = (), progress: 
 
 MEGAPIXELS = 24  # a larger image is reported: decoding takes longer than all later steps
 _NAMED = 3
-_VALUE = re.compile(r"""'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|\d+""")
+_VALUE = re.compile(r"""\[[^\]]*\]|\{[^}]*\}|'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|\d+""")
 _PAGES = "animated or of several pages, of which the first counts"
 _MISNAMED = "of another format than the name says, but readable"
 _LARGE = f"of more than {MEGAPIXELS} megapixels, which are slow to decode in every epoch: smaller copies serve as well"

@@ -13,7 +13,6 @@ Deviations:
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from adapt.common.plain import JsonObject, dump
 from adapt.common.progress import Progress
 from adapt.common.shown import brief
 from adapt.data.decoding.images import open_image
+from adapt.data.decoding.inline import rows_of
 
 if TYPE_CHECKING:
     from adapt.models.native_vlm import ChatModel
@@ -101,11 +101,12 @@ class Describer:
     folder: str
     prompt: str = DESCRIBE
     tokens: int = 128
+    adapter: str = ""
 
     @property
     def source(self) -> JsonObject:
         """What all rows are made with."""
-        return {"model": self.model.backbone.name, "prompt": self.prompt}
+        return _model(self) | {"prompt": self.prompt}
 
     def __call__(self, names: Sequence[str]) -> list[JsonObject]:
         """Return a row for each of the images `names` in the folder."""
@@ -130,12 +131,12 @@ class PairMaker:
     share: float = 0.5
     seed: int = 0
     tokens: int = 128
+    adapter: str = ""
 
     @property
     def source(self) -> JsonObject:
         """What all rows are made with."""
-        settings = {"good": self.good, "share": self.share, "seed": self.seed}
-        return {"model": self.model.backbone.name, **settings}
+        return _model(self) | {"good": self.good, "share": self.share, "seed": self.seed}
 
     def __call__(self, names: Sequence[str]) -> list[JsonObject]:
         """Return a row for each of the images `names` in the folder, but for those with the same answer twice."""
@@ -160,6 +161,11 @@ class PairMaker:
         return rows
 
 
+def _model(maker: Describer | PairMaker) -> JsonObject:
+    adapter = {"adapter": maker.adapter} if maker.adapter else {}
+    return {"model": maker.model.backbone.name, **adapter, "tokens": maker.tokens}
+
+
 def write_rows(
     out: Path,
     names: Sequence[str],
@@ -175,8 +181,10 @@ def write_rows(
     rows: list[JsonObject] = []
     if resume and out.exists():
         whole, _, cut = out.read_text(encoding="utf-8").rpartition("\n")  # a line that is cut off is made again
-        rows = [json.loads(line) for line in whole.splitlines()]
-        for number, row in enumerate(rows, 1):
+        for number, row in enumerate(rows_of(whole, lines=True), 1):
+            if not (isinstance(row, dict) and "image" in row):
+                raise AdaptError(f"{out} row {number} is {brief(row)}; expected a row that was written here")
+            rows.append(row)
             made = row.get("source")
             for key, value in maker.source.items():
                 if not isinstance(made, dict) or made.get(key) != value:

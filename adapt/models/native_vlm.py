@@ -373,10 +373,14 @@ class ChatModel(Adapted[NativeVLM]):
         asked, shown, groups = _chats(images, chats), list(images), 1
         at_use = self._at_use(**_given(debias=debias, alpha=alpha, beta=beta))
         if at_use.describe:
-            plain, prompts = copy(self), [at_use.describe] * len(asked)
+            plain, seen = copy(self), [place for place, own in enumerate(images) if own]
             plain.at_use = with_changes(at_use, {"describe": None})
-            answers = plain.generate(images, prompts, max_new_tokens=max_new_tokens, merge=merge, **options)
-            asked = [chat.described(answer.text) for chat, answer in zip(asked, answers, strict=True)]
+            own, prompts = [images[place] for place in seen], [at_use.describe] * len(seen)
+            answers = (
+                plain.generate(own, prompts, max_new_tokens=max_new_tokens, merge=merge, **options) if seen else ()
+            )
+            for place, answer in zip(seen, answers, strict=True):
+                asked[place] = asked[place].described(answer.text)
         if mode := at_use.debias:
             if settings["do_sample"]:
                 raise AdaptError("debiased answers cannot be sampled: leave out do_sample, or debias")

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from listed import relative
+from PIL import Image
 
 from adapt.common.errors import AdaptError
 from adapt.data import Split, load, read_captions_file
+from adapt.data.checks import read_leniently
 
 GREY = "a grey cat"
 PLAIN = [
@@ -123,3 +125,22 @@ def test_what_is_no_json_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "pairs.json").write_text(text)
     with pytest.raises(AdaptError, match=r"pairs\.json' cannot be read: "):
         load(tmp_path / "pairs.json")
+
+
+def test_every_bad_entry_is_named_and_two_texts_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = [
+        {"image": "a.png", "caption": "one", "difficulty": 3},
+        {"image": "a.png", "caption": "one", "text": "two"},
+        {"image": "a.png", "path": "a.png", "caption": "one"},
+        {"image": "http://x/a.png", "caption": "one"},
+    ]
+    path = tmp_path / "captions.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    split, problems = read_leniently(str(path), None)
+    assert [item.text for item in split.items()] == ["one"]
+    assert [problem.partition("entry ")[2][:40] for problem in problems] == [
+        "2 has both caption and text: leave one o",
+        "3 has both image and path: leave one of ",
+        "4 has the image 'http://x/a.png', an add",
+    ]

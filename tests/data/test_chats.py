@@ -132,6 +132,46 @@ def test_a_developer_is_the_system(folder: Path) -> None:
     assert chat_of(item) == Chat((Turn("system", ("be brief",)), *ABOUT.turns))
 
 
+def test_images_inside_a_row_keep_their_order_when_its_turns_are_joined(folder: Path) -> None:
+    """They are counted in the row as it is stored."""
+    uris = {name: f"data:image/png;base64,{encoded(name)}" for name in COLOURS}
+    turn = asks({"type": "image_url", "image_url": {"url": uris["7.png"]}}, PART, ASKED)
+    [item] = read(folder, {"images": [uris["8.png"]], "prompt": [turn], "completion": [DOG]})
+    assert [open_image(path).getpixel((0, 0)) for path in item.paths] == [COLOURS["7.png"], COLOURS["8.png"]]
+    rows = [{"thumb": uris["8.png"], "image": uris["7.png"], "question": "what is it?", "answer": "a dog."}]
+    for name in ("chats.jsonl", "chats.json"):
+        [item] = adapt.data.load(written(folder, rows, name), columns="ignored=thumb").items()
+        assert open_image(item).getpixel((0, 0)) == COLOURS["7.png"]
+
+
+def test_a_key_that_is_there_twice_and_lines_in_a_json(folder: Path) -> None:
+    path = folder / "chats.jsonl"
+    path.write_text('{"question": "what?", "answer": "a", "answer": "b"}')
+    with pytest.raises(AdaptError, match="row 1 is no JSON: line 1: the key 'answer' is there twice: leave one out"):
+        adapt.data.load(path)
+    path = folder / "chats.json"
+    path.write_text('{"question": "what?", "answer": "a"}\n{"question": "why?", "answer": "b"}')
+    with pytest.raises(AdaptError, match=r"it has a JSON value on each line: name it \.jsonl"):
+        adapt.data.load(path)
+
+
+def test_usual_rows_of_published_sets(folder: Path) -> None:
+    """TRL's ultrafeedback_binarized has its turns three times; others have empty boxes and tools."""
+    turns = [BARE, DOG]
+    other = [BARE, DOG | {"content": "a cat."}]
+    scores = {"score_chosen": 8.0, "score_rejected": 5.0, "prompt_id": "x"}
+    [item] = read(folder, {"prompt": "what is it?", "chosen": turns, "rejected": other, "messages": turns, **scores})
+    assert (chat_of_preference(item), item.label.rejected) == (["what is it?", "a dog."], "a cat.")
+    more = {"objects": {"ref": [], "bbox": []}, "tools": "[]", "ds_name": "mine", "task_name": "vqa", "Unnamed: 0": 3}
+    [item] = read(folder, row(USER, DOG, **more))
+    assert chat_of(item) == ABOUT
+
+
+def chat_of_preference(item: Item) -> list[str]:
+    label: Any = item.label
+    return [turn.text for turn in label.chat.turns]
+
+
 def test_keys_are_called_as_columns_say(folder: Path) -> None:
     rows = [{"q": "what is it?", "a": "a dog.", "pic": "7.png", "weird": 1}, {"q": "why?", "a": "so."}]
     path = written(folder, rows)
@@ -139,7 +179,7 @@ def test_keys_are_called_as_columns_say(folder: Path) -> None:
     assert ABOUT in [chat_of(item) for item in split.items()]
     with pytest.raises(AdaptError, match=r"no row has 'qq', which columns name; did you mean 'q'\?"):
         adapt.data.load(path, columns="question=qq")
-    with pytest.raises(AdaptError, match="row 1: q and a would both be 'question'"):
+    with pytest.raises(AdaptError, match="row 1: 'q' and 'a' would both be 'question': ignore one"):
         adapt.data.load(path, columns="question=q,question=a")
     with pytest.raises(AdaptError, match="columns are 'question'; expected names, each with the list's own"):
         adapt.data.load(path, columns="question")
@@ -270,7 +310,7 @@ BAD: dict[str, tuple[Any, str]] = {
         row(asks(PART | {"image": "7.png", "min_pixels": "small"}), DOG, images=[]),
         "min_pixels is 'small', which",
     ),
-    "half a weight": (row(BARE, DOG | {"weight": 0.5}, images=[]), "loss is 0.5; expected true or false"),
+    "half a weight": (row(BARE, DOG | {"weight": 0.5}, images=[]), "the loss, or weight, is 0.5; expected true"),
     "a rejected question": (row(BARE, images=[], chosen=DOG, rejected=BARE), "expected an answer of the assistant"),
     "an answer of another form": (row(BARE, images=[], chosen=7, rejected="b"), "chosen is 7; expected a text, or one"),
     "rejected images": (row(USER, DOG, rejected_images=["7.png"]), "has 'rejected_images': two answers to one"),
@@ -296,7 +336,7 @@ BAD: dict[str, tuple[Any, str]] = {
         {"question": "what?", "answer": "a dog", "source": "a.jpg"},
         "source is 'a.jpg', which seems to be an image: give it",
     ),
-    "loss of another form": (row(BARE, DOG | {"loss": "no"}), "loss is 'no'; expected true or false"),
+    "loss of another form": (row(BARE, DOG | {"loss": "no"}), "the loss, or weight, is 'no'; expected"),
     "nothing to learn": (row(BARE, DOG | {"loss": False}, images=[]), "no answer to learn"),
     "half an emoji": (row(BARE | {"content": "nice \ud83d"}, DOG, images=[]), "half a character .* after 'nice '"),
     "half an emoji in a rejected answer": (
@@ -317,6 +357,26 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "choices": ({"question": "what?", "answer": "B", "choices": ["a", "b"]}, "choices is .* a part of the question"),
     "a part by another name": (row(USER, DOG, subset="test"), "subset is 'test', which .*: call it split"),
+    "an image as a question": (
+        {"question": "7.png", "answer": "8.png"},
+        "'7.png' seems to be an image; expected a text",
+    ),
+    "an image in a remark": ({"question": "what?", "answer": "a", "meta": {"file": "7.png"}}, "file is '7.png', which"),
+    "an image of a turn by a remark": (
+        {"messages": [BARE | {"source": "7.png"}, DOG]},
+        "source is '7.png', which seems to be an image",
+    ),
+    "a part with two images": (row(asks(PART | {"image": "7.png", "path": "8.png"}), DOG, images=[]), "names 2 images"),
+    "a part of another interface": (
+        row(asks({"type": "image", "source": {"data": "x"}}), DOG),
+        "source is .*, which no form of a row has: take it out$",
+    ),
+    "loss and weight": (row(BARE, DOG | {"loss": True, "weight": 0}, images=[]), "has both loss and weight"),
+    "a chosen answer without weight": (
+        row(BARE, images=[], chosen=DOG | {"weight": 0}, rejected="b"),
+        "weight is 0, which seems to be a judgement",
+    ),
+    "a mark in brackets": (row(USER | {"content": "<image>[IMG] what?"}, DOG), r"\[IMG\] is no mark of an image"),
     "an image in an answer": (row(BARE, DOG | {"content": "<image>a dog"}), "answer 1 has an image"),
 }
 

@@ -149,7 +149,7 @@ def test_hugging_face_images_that_are_files(tmp_path: Path, monkeypatch: pytest.
 def test_hugging_face_data_that_is_refused(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     _dataset(2, colour=["red", "blue"]).remove_columns("kind").save_to_disk(tmp_path / "unlabelled")
-    with pytest.raises(AdaptError, match="has the columns picture, colour: colour may be images or labels"):
+    with pytest.raises(AdaptError, match="has the columns picture, colour: say what they are"):
         read_hugging_face(tmp_path / "unlabelled")
     partly = _dataset(2).map(lambda row: {"kind": -1})
     partly.save_to_disk(tmp_path / "partly")
@@ -224,6 +224,39 @@ def test_other_kinds_of_rows_are_the_same_in_each_form(tmp_path: Path) -> None:
         assert len(told[0]) == 8
 
 
+def test_an_image_is_never_a_text_and_names_stay(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    image, several = datasets.Image(), datasets.List(datasets.ClassLabel(names=["cat", "dog"]))
+    stored = [{"bytes": b"x", "path": None}] * 4
+
+    def load_table(name: str, kinds: dict[str, Any], **columns: Any) -> Any:
+        datasets.Dataset.from_dict(columns, datasets.Features(kinds)).save_to_disk(tmp_path / name)
+        return load(f"hf:{tmp_path / name}")
+
+    for name, message in (
+        ("label", "row 1: label is an image; expected"),
+        ("text", "the caption is an image, '.*text/0'"),
+    ):
+        with pytest.raises(AdaptError, match=message):
+            load_table(name, {"image": image, name: image}, image=stored, **{name: stored})
+    with pytest.raises(AdaptError, match="row 1: prompt is an image; expected a text"):
+        load_table("edits", {"prompt": image, "completion": image}, prompt=stored, completion=stored)
+    split = load_table("several", {"image": image, "labels": several}, image=stored, labels=[[0], [0, 1], [1], [0]])
+    assert split.class_names == ("cat", "dog")
+    text = datasets.Value("string")
+    bags = {"image": image, "label": text, "item": text}
+    split = load_table("bags", bags, image=stored, label=["a", "a", "b", "b"], item=["1", "1", "2", "2"])
+    assert sorted(len(item.paths) for item in split.items()) == [2, 2]
+    with pytest.raises(AdaptError, match=r"row 1: label is .*'a', 'b'.*; expected one value"):
+        load_table("lists", {"image": image, "label": [text]}, image=stored, label=[["a", "b"]] * 4)
+    beside = {"image": image, "caption": text, "kind": datasets.ClassLabel(names=["x"])}
+    with pytest.raises(AdaptError, match=r"kind is 'x', which no form of a row has: .*--columns ignored=kind"):
+        load_table("beside", beside, image=stored, caption=["a"] * 4, kind=[0] * 4)
+    named = {"image": image, "file_name": text, "label": text}
+    split = load_table("named", named, image=stored, file_name=["x.png"] * 4, label=["a", "b"] * 2)
+    assert {item.path.rpartition("!")[2].partition("/")[0] for item in split.items()} == {"image"}
+
+
 def test_columns_of_tables_are_found_by_type_or_named(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     table = _dataset(8, cat=["a", "b"] * 4, weight=["1"] * 8)
@@ -251,7 +284,7 @@ def test_columns_of_tables_are_found_by_type_or_named(tmp_path: Path) -> None:
     assert read_bytes(items["images/2/0"].paths[1]) == b"x"
     two = _dataset(3).add_column("other", [{"bytes": b"x", "path": None}] * 3)
     two.cast_column("other", datasets.Image()).save_to_disk(tmp_path / "two")
-    with pytest.raises(AdaptError, match="other, picture may be images or labels"):
+    with pytest.raises(AdaptError, match="has the columns picture, kind, other: say what they are"):
         load(f"hf:{tmp_path}/two")
 
 

@@ -43,7 +43,7 @@ def test_captions_are_the_models_answers_and_are_read_as_pairs(folder: Path, mod
     assert [row["image"] for row in rows] == NAMES
     direct = model.answer(folder / "3.png", "what is it?", max_new_tokens=4).text.strip()
     assert rows[3]["caption"] == direct
-    assert rows[3]["source"] == {"model": model.backbone.name, "prompt": "what is it?"}
+    assert rows[3]["source"] == {"model": model.backbone.name, "tokens": 4, "prompt": "what is it?"}
     written = [json.loads(line) for line in out.read_text().splitlines()]
     assert written == rows
 
@@ -59,7 +59,12 @@ def test_a_resumed_file_is_that_of_one_run(folder: Path, model: ChatModel) -> No
         assert write_rows(part, NAMES, maker, resume=True) == rows
         assert part.read_text() == text
     with pytest.raises(AdaptError, match=r"part\.jsonl row 1 was not made with the seed 4: give what it was"):
-        write_rows(folder / "part.jsonl", NAMES, PairMaker(model, str(folder), seed=4), resume=True)
+        write_rows(folder / "part.jsonl", NAMES, PairMaker(model, str(folder), seed=4, tokens=4), resume=True)
+    with pytest.raises(AdaptError, match=r"part\.jsonl row 1 was not made with the tokens 5"):
+        write_rows(folder / "part.jsonl", NAMES, PairMaker(model, str(folder), seed=3, tokens=5), resume=True)
+    (folder / "part.jsonl").write_text("[1]\n")
+    with pytest.raises(AdaptError, match=r"part\.jsonl row 1 is \[1\]; expected a row that was written here"):
+        write_rows(folder / "part.jsonl", NAMES, maker, resume=True)
 
 
 def test_preferences_are_of_the_kinds_that_were_drawn(
@@ -115,11 +120,13 @@ def test_an_image_is_described_before_a_question(
     folder: Path, model: ChatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the same model, whose description stands in the question."""
+    plain = model.generate([[]], ["why?"], max_new_tokens=4)
     said = model.answer(folder / "1.png", "Describe the image.", max_new_tokens=4).text
     direct = model.chat(Chat.about("what is it?").described(said), [folder / "1.png"], max_new_tokens=4)
     monkeypatch.setattr(model, "at_use", model.at_use)
     model.set_at_use(describe="Describe the image.")
     assert model.answer(folder / "1.png", "what is it?", max_new_tokens=4) == direct
+    assert model.generate([[]], ["why?"], max_new_tokens=4) == plain  # there is nothing to describe
     [turn] = Chat.about("what is it?").described("a dog").turns
     assert turn.parts == (None, "Image description:\na dog\n\n", "what is it?")
 

@@ -18,7 +18,12 @@ def rows_of(text: str, lines: bool) -> Iterator[object]:
     ValueError for other text that is not JSON, and for JSON that is no list.
     """
     if not lines:
-        content = json.loads(text)
+        try:
+            content = json.loads(text, object_pairs_hook=_without_twins)
+        except json.JSONDecodeError as error:
+            if error.msg == "Extra data":
+                raise ValueError("it has a JSON value on each line: name it .jsonl") from None
+            raise
         if not isinstance(content, list):
             raise ValueError("expected a list of rows")
         yield from content
@@ -26,9 +31,17 @@ def rows_of(text: str, lines: bool) -> Iterator[object]:
     for number, line in enumerate(text.split("\n"), 1):
         try:
             if line.strip():
-                yield json.loads(line)
+                yield json.loads(line, object_pairs_hook=_without_twins)
         except ValueError as error:
             yield ValueError(f"line {number}: {error}")
+
+
+def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice: leave one out")
+    return row
 
 
 def images_in(row: object, key: str = "") -> Iterator[str]:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
-from adapt.data.decoding.files import under
+from adapt.data.decoding.files import Stored, is_address, under
 from adapt.data.decoding.inline import rows_of
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
-from adapt.data.readers.chats_file import check_keys, is_chat, is_chats_file, split_of
+from adapt.data.readers.chats_file import check_keys, is_chat, is_chats_file, note_remarks, one_of, split_of
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
-from adapt.data.readers.rows import check_listed_once, listed, one_each, renamed, to_split
-from adapt.data.split import Split
+from adapt.data.readers.rows import Listed, check_listed_once, listed, one_each, renamed, to_split, without_rows
+from adapt.data.split import InconsistentError, Split
 
 IMAGE_KEYS, TEXT_KEYS = ("image", "path", "file_name"), ("caption", "captions", "text")
+_READ = (*IMAGE_KEYS, *TEXT_KEYS, "split", "url")
 _RESTVAL = "restval"  # in Karpathy's split of COCO: more training images
 _EXPECTED = (
     f'expected {{"image": PATH, "caption": TEXT or [TEXT, ...]}}, perhaps with "split" (the image also as '
@@ -54,60 +55,72 @@ def read_captions_file(
     with readable(where):
         text = read_text(source)
         content = list(rows_of(text, lines=True)) if source.endswith(".jsonl") else json.loads(text)
-    if isinstance(content, list):
+    if isinstance(stored := content, list):
         content = renamed(content, columns, where)
         if content and isinstance(content[0], dict) and is_chat(content[0]):  # by their new names
-            return split_of(content, where, source, folder)
+            return split_of(content, where, source, folder, stored)
     return pairs_of(content, where, source, folder, ratios, seed)
 
 
 def pairs_of(content: object, where: str, source: str, folder: str, ratios: Sequence[float], seed: int) -> Split:
     """Return the pairs in the `content` of `source`, as `read_captions_file` does."""
-    rows = [
-        listed(under(folder, image, place), {"text": text}, part)
-        for place, image, texts, part in _entries(content, where)
-        for text in texts
-    ]
-    if not rows:
+    rows, problems, entries = list[Listed](), list[str](), _entries(content, where)
+    for number, entry in enumerate(entries, 1):
+        try:
+            rows += _pairs(entry, folder, f"{where}: entry {number}")
+        except AdaptError as error:
+            problems.append(str(error))
+    if not entries:
         raise AdaptError(f"{where} list no images; expected at least one")
-    if len({bool(row.part) for row in rows}) == 2:
-        loose = next(row.item.path for row in rows if not row.part)
-        raise AdaptError(
-            f"{where}: {loose!r} has no split, but other images have a split. Give every image a split, or none at all"
-        )
-    check_listed_once(rows, where)
-    rows = one_each(rows, folder, where)
-    return to_split(os.path.basename(source).split(".json")[0], folder, rows, None, ratios, seed)
+    if not rows:
+        raise InconsistentError([*problems, f"{where} have no entry that can be used"], None, len(problems))
+    note_remarks([entry for entry in entries if isinstance(entry, dict)], _READ, where)
+
+    def read() -> Split:
+        if len({bool(row.part) for row in rows}) == 2:
+            loose = next(row.item.path for row in rows if not row.part)
+            raise AdaptError(
+                f"{where}: {loose!r} has no split, but other images have a split. Give every image a split, or none at "
+                "all"
+            )
+        check_listed_once(rows, where)
+        name = os.path.basename(source).split(".json")[0]
+        return to_split(name, folder, one_each(rows, folder, where), None, ratios, seed)
+
+    return without_rows(problems, read)
 
 
-def _entries(content: object, where: str) -> Iterator[tuple[str, str, list[str], str]]:
-    """Yield (name in messages, path, captions, part) for each listed image; the part is train, val, test or ""."""
+def _entries(content: object, where: str) -> list[object]:
+    """Return what is listed for each image, in the first of the formats of `read_captions_file`."""
     match content:
         case {"images": list(images), "annotations": list(annotations)}:
-            listed = _of_coco(images, annotations, where)
+            return _of_coco(images, annotations, where)
         case {"images": list(images)}:
-            listed = [_of_karpathy(each) for each in images]
+            return [_of_karpathy(each) for each in images]
         case list():
-            listed = content
-        case _:
-            raise AdaptError(f"{where}: found {brief(content)}; expected a list, or an object with a list 'images'")
-    for number, entry in enumerate(listed, 1):
-        place = f"{where}: entry {number}"
-        if isinstance(entry, ValueError):
-            raise AdaptError(f"{place} is no JSON: {entry}") from entry
-        fields = entry if isinstance(entry, dict) else {}
-        image, texts = (next((fields[key] for key in keys if key in fields), None) for keys in (IMAGE_KEYS, TEXT_KEYS))
-        texts = [texts] if isinstance(texts, str) else texts
-        texts = texts if isinstance(texts, list) else []
-        if not (
-            image and isinstance(image, str) and texts and all(isinstance(each, str) and each.strip() for each in texts)
-        ):
-            raise AdaptError(f"{place} is {brief(entry)}; {_EXPECTED}")
-        check_keys(fields, (*IMAGE_KEYS, *TEXT_KEYS, "split"), place)
-        part = fields.get("split") or ""
-        if part:
-            part = "train" if part == _RESTVAL else parts.read(part, place)
-        yield place, image, [text.strip() for text in texts], part
+            return content
+    raise AdaptError(f"{where}: found {brief(content)}; expected a list, or an object with a list 'images'")
+
+
+def _pairs(entry: object, folder: str, where: str) -> list[Listed]:
+    """Return the pairs of one image."""
+    if isinstance(entry, ValueError):
+        raise AdaptError(f"{where} is no JSON: {entry}") from entry
+    fields = entry if isinstance(entry, dict) else {}
+    image, texts = (fields.get(one_of(fields, keys, where) or "") for keys in (IMAGE_KEYS, TEXT_KEYS))
+    texts = texts if isinstance(texts, list) else [texts]
+    if not (image and isinstance(image, str) and all(isinstance(each, str) and each.strip() for each in texts)):
+        raise AdaptError(f"{where} is {brief(entry)}; {_EXPECTED}")
+    check_keys(fields, _READ, where)
+    if stored := [each for each in texts if isinstance(each, Stored)]:
+        raise AdaptError(f"{where}: the caption is an image, {brief(stored[0])}: say which columns are read")
+    if is_address(image):
+        raise AdaptError(f"{where} has the image {brief(image)}, an address: download it, and give its path")
+    part = fields.get("split") or ""
+    if part:
+        part = "train" if part == _RESTVAL else parts.read(part, where)
+    path = under(folder, image, where)
+    return [listed(path, {"text": text.strip()}, part) for text in texts]
 
 
 def _of_karpathy(entry: object) -> object:

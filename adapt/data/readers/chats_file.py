@@ -34,7 +34,7 @@ from adapt.chats import IMAGE, Chat, Role, Turn
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.shown import brief, first_of
-from adapt.data.decoding.files import is_address, under
+from adapt.data.decoding.files import Stored, is_address, under
 from adapt.data.decoding.inline import images_in, is_inline, rows_of
 from adapt.data.item import Cell, Item, reading
 from adapt.data.readers import parts
@@ -63,7 +63,6 @@ _OTHER_IMAGES = "rejected_images"
 _JUDGED = ("label", "kto_tag")  # true for an answer that is right
 _ASKED = (*QUERY, *RESPONSE, "history")
 _READ = frozenset((*_TURNS, *_ASKED, *_SYSTEM, *IMAGES, *_PREFERENCES, _OTHER_IMAGES, *_JUDGED, "split", "url"))
-_EMPTY: tuple[object, ...] = (None, "", [], {})
 # what a key that is not read seems to be by a word in its name, in the singular, and what to do about it
 _SEEMS = {
     "an image": (
@@ -89,18 +88,21 @@ _SEEMS = {
         "only images and texts are learned. Take it out, or leave the row out",
     ),
 }
-_UNKNOWN = "which no form of a row has: take it out, or say that it may be ignored: --columns ignored={}"
 # a key is a remark by its last word, and with a number by any of the words behind
 _NUMBERING = frozenset(("id", "idx", "index", "uid", "uuid", "guid", "key"))  # which no message counts
 _REMARKS = _NUMBERING | {
     "type", "license", "licence", "lang", "language", "model", "source", "dataset", "corpus", "origin", "metadata",
     "meta", "info", "category", "topic", "domain", "task", "difficulty", "level", "version", "author", "annotator",
     "date", "time", "timestamp", "year", "created", "hash", "md", "sha", "perplexity", "comment", "note", "remark",
+    "ds", "unnamed",
 }  # fmt: skip
 _MEASURES = frozenset(("width", "height", "size", "count", "num", "number", "length", "token", "score", "rating"))
 _NUMBER = re.compile(r"\s*[+-]?\d*\.?\d+(e[+-]?\d+)?\s*", re.IGNORECASE)
 _MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
-_OTHER_MARK = re.compile(r"<\|?(?:image|img|picture|vision|video|audio)[\w -]*\|?>|<bbox>|<ref-object>", re.IGNORECASE)
+_OTHER_MARK = re.compile(
+    r"</?\|? ?(?:start_of_)?(?:image|img|picture|vision|video|audio)[\w -]*[|/]?>|\[ima?ge?\]|<bbox>|<ref-object>",
+    re.IGNORECASE,
+)
 _NAMED_FILE = re.compile(
     r"<img\s[^>]*>|!\[[^\]]*\]\([^)]*\.(?:png|jpe?g|webp|gif|bmp|tiff?)\)|<bbox>|<ref-object>", re.IGNORECASE
 )
@@ -123,10 +125,12 @@ class _Row:
         if name is None:
             raise AdaptError(f"{self.where}: the role {brief(role)} is not known; expected one of {', '.join(_ROLES)}")
         if learned not in (None, False, True):  # 0 and 1 as well
-            raise AdaptError(f"{self.where}: loss is {brief(learned)}; expected true or false")
+            raise AdaptError(f"{self.where}: the loss, or weight, is {brief(learned)}; expected true or false")
         self.turns.append(Turn(name, tuple(self._parts(content, key)), learned is None or bool(learned)))
 
     def _parts(self, content: object, key: str) -> Iterator[str | None]:
+        if isinstance(content, Stored):
+            raise AdaptError(f"{self.where}: {key} is an image; expected a text: say which columns are read")
         if isinstance(content, str):
             yield from self._marked(content)
             return
@@ -143,13 +147,13 @@ class _Row:
                 raise AdaptError(f"{self.where}: the part {brief(part)} is neither a text nor an object with a type")
             kind = part.get("type") or next((each for each in ("text", "image", "image_url") if each in part), None)
             if kind in _TEXT_PARTS:
-                check_keys(part, ("type", "text"), self.where)
+                check_keys(part, ("type", "text"), self.where, whole=False)
                 if not isinstance(part.get("text"), str):
                     raise AdaptError(f"{self.where}: the text of the part {brief(part)} is not a text")
                 yield from self._marked(part["text"])
             elif kind in _IMAGE_PARTS:
-                check_keys(part, ("type", "image_url", "detail", *_OF_AN_IMAGE), self.where)
-                self.named.append(_own_image(part))
+                check_keys(part, ("type", "image_url", "detail", *_OF_AN_IMAGE), self.where, whole=False)
+                self.named.append(_own_image(part, self.where))
                 yield IMAGE
             else:
                 raise AdaptError(
@@ -167,13 +171,18 @@ class _Row:
                 yield piece
 
 
-def _own_image(part: Mapping[str, object]) -> object:
-    """Return the image that a part names itself; None if it stands for the next one in the row's list."""
+def _own_image(part: Mapping[str, object], where: str) -> object:
+    """Return the image that a part names itself; None if it stands for the next one in the row's list.
+
+    Raises AdaptError if it names two, but for the bytes of an image beside its path.
+    """
     url = part.get("image_url")
     if isinstance(url, dict):
         url = url.get("url")
-    own = (url, *(part.get(key) for key in _OF_AN_IMAGE))
-    return next((each for each in own if each is not None), None)
+    own = [each for each in (url, *(part.get(key) for key in _OF_AN_IMAGE)) if each is not None]
+    if len(own) > 1 and part.get("bytes") is None:
+        raise AdaptError(f"{where}: the part {brief(part)} names {len(own)} images; expected one")
+    return part["bytes"] if len(own) > 1 else own[0] if own else None
 
 
 def read_chats(
@@ -195,23 +204,28 @@ def read_chats(
     folder = os.path.abspath(Path(source).parent if root is None else root)
     with readable(where):
         rows = list(rows_of(read_text(source), source.endswith(".jsonl")))
-    return split_of(renamed(rows, columns, where), where, source, folder)
+    return split_of(renamed(rows, columns, where), where, source, folder, rows)
 
 
-def split_of(rows: Sequence[object], where: str, source: str, folder: str) -> Split:
-    """Return conversations of the `rows` of `source`, as `read_chats` does; images in it are called `SOURCE!ROW/N`."""
+def split_of(rows: Sequence[object], where: str, source: str, folder: str, stored: Sequence[object]) -> Split:
+    """Return conversations of the `rows` of `source`, as `read_chats` does; images in it are called `SOURCE!ROW/N`.
+
+    `stored` are the rows as they are in `source`, where columns may be called otherwise.
+    """
     if not rows:
         raise AdaptError(f"{where} have no rows")
-    listed, problems = list[Listed](), list[str]()
-    for number, row in enumerate(rows, 1):
+    listed, problems, objects = list[Listed](), list[str](), list[JsonObject]()
+    for number, (row, own) in enumerate(zip(rows, stored, strict=True), 1):
         try:
-            listed.append(listed_row(row, f"{where} row {number}", folder, f"{source}!{number}"))
+            listed.append(listed_row(row, f"{where} row {number}", folder, f"{source}!{number}", own))
         except AdaptError as error:
             problems.append(str(error))
+        else:
+            assert isinstance(row, dict)
+            objects.append(row)
     if not listed:
         raise InconsistentError([*problems, f"{where} have no row that can be used"], None, len(problems))
-    objects = [row for row in rows if isinstance(row, dict)]
-    note_remarks(objects, _READ, where)
+    note_remarks(objects, _READ.union(_OPENAIS), where)
     given = [[row[key] for key in IMAGES if key in row] for row in objects]
     if without := sum(None in own and not any(own) for own in given):
         logger.warning("%s: %s rows have null for an image: they are learned without one", where, f"{without:,}")
@@ -237,8 +251,8 @@ def check_one_task(rows: Sequence[Listed], where: str) -> None:
             )
 
 
-def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
-    """Return a row as an item with its part of the split; images inside the row are named by its `place`.
+def listed_row(row: object, where: str, folder: str, place: str, stored: object) -> Listed:
+    """Return a row as an item with its part of the split; images inside it are named by its `place` as it is `stored`.
 
     Raises AdaptError, which begins with `where`, as `read_chats` does.
     """
@@ -246,12 +260,12 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
         raise AdaptError(f"{where} is no JSON: {row}") from row
     if not isinstance(row, dict):
         raise AdaptError(f"{where} is {brief(row)}; expected an object with {_FORMS}")
-    row = _in_one_list(row, where)
+    leaves, row = [*_leaves(row)], _in_one_list(row, where)
     judged = [key for key in _JUDGED if row.get(key) is not True]
     address = [] if any(row.get(key) for key in IMAGES) else ["url"]  # from which the image came
     asked = _ASKED if any(row.get(key) for key in _TURNS) else ()
     check_keys(row, _READ.difference(asked, judged, address), where)
-    inline = list(images_in(row))
+    inline = list(images_in(stored))
     rejected, others = None, list[object]()
     if any(key in row for key in _PREFERENCES):
         others = row.get(_OTHER_IMAGES) or []
@@ -278,8 +292,8 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
         )
     rest = iter(given)
     images = [next(rest) if each is None else each for each in read.named]  # in the order of the marks
-    for key, value in row.items() if not images else ():
-        if isinstance(value, str) and key not in _READ and value.lower().endswith(IMAGE_SUFFIXES):
+    for key, value in leaves if not images else ():
+        if key not in _READ and key != "value" and value.lower().endswith(IMAGE_SUFFIXES):
             raise AdaptError(f"{where}: {key} is {brief(value)}, which seems to be an image: give it as image")
     _check_texts([*(turn.text for turn in read.turns), rejected or ""], bool(images), where)
     paths = tuple(_path(image, inline, where, folder, place) for image in [*images, *others])
@@ -294,32 +308,52 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
     return Listed(Item(paths, label, text=text), part)
 
 
-def _one_of(row: Mapping[str, object], keys: Sequence[str], where: str) -> str | None:
+def _leaves(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (key, text) for each text in a row, at any depth."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, list | dict):
+        for name, each in value.items() if isinstance(value, dict) else ((key, each) for each in value):
+            yield from _leaves(each, str(name))
+
+
+def is_empty(value: object) -> bool:
+    """Return whether a value says nothing: null, an empty text, or a list or an object of such values."""
+    if isinstance(value, list | dict):
+        return all(map(is_empty, value.values() if isinstance(value, dict) else value))
+    return value is None or value == ""
+
+
+def one_of(row: Mapping[str, object], keys: Sequence[str], where: str) -> str | None:
     """Return the one of `keys` that a row fills, or None. Raises AdaptError if it fills two."""
-    given = [key for key in keys if row.get(key) not in _EMPTY]
+    given = [key for key in keys if not is_empty(row.get(key))]
     if len(given) > 1:
         raise AdaptError(f"{where} has both {given[0]} and {given[1]}: leave one of them out")
     return given[0] if given else None
 
 
-def check_keys(row: Mapping[str, object], read: Collection[str], where: str) -> None:
-    """Raise AdaptError for a filled key that is neither read nor, by its name, a remark."""
+def check_keys(row: Mapping[str, object], read: Collection[str], where: str, whole: bool = True) -> None:
+    """Raise AdaptError for a filled key that is neither read nor, by its name, a remark.
+
+    What is no `whole` row, but a turn or a part of one, has no keys that can be ignored.
+    """
     for key, value in row.items():
-        if key in read or value in _EMPTY:
+        if key in read or is_empty(value) or value in ("[]", "{}"):
             continue
         if isinstance(value, str) and parts.part_of(value) and not row.get("split"):
             raise AdaptError(f"{where}: {key} is {value!r}, which seems to be a part of the split: call it split")
-        if _is_remark(key, value):
+        if _is_remark(key, value) and (whole or "type" not in row):  # a part of a content has no remarks
             continue
         for what, (names, advice) in _SEEMS.items():
             if not set(_words(key)).isdisjoint(names.split()):
                 raise AdaptError(f"{where}: {key} is {brief(value)}, which seems to be {what}: {advice}")
-        raise AdaptError(f"{where}: {key} is {brief(value)}, {_UNKNOWN.format(key)}")
+        ignored = f", or say that it may be ignored: --columns ignored={key}" if whole else ""
+        raise AdaptError(f"{where}: {key} is {brief(value)}, which no form of a row has: take it out{ignored}")
 
 
 def note_remarks(rows: Iterable[Mapping[str, object]], read: Collection[str], where: str) -> None:
     """Count the filled keys that are not read in a message, but for those that number the rows, such as `id`."""
-    count = Counter(key for row in rows for key, value in row.items() if key not in read and value not in _EMPTY)
+    count = Counter(key for row in rows for key, value in row.items() if key not in read and not is_empty(value))
     if told := [f"{key} ({count[key]:,} rows)" for key in sorted(count) if _NUMBERING.isdisjoint(_words(key)[-1:])]:
         logger.warning("%s: ignored: %s", where, first_of(told))
 
@@ -342,7 +376,8 @@ def _is_number(value: object) -> bool:
 def _words(key: str) -> list[str]:
     """Return the words in the name of a key, without a plural's s."""
     words = re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", key).lower())
-    return [re.sub("(?<![su])s$", "", word) for word in words]
+    words = words[:-1] if words[-1:] == ["name"] and len(words) > 1 else words  # of a task, a data set or the like
+    return [word if word == "ds" else re.sub("(?<![su])s$", "", word) for word in words]
 
 
 def _check_texts(texts: Sequence[str], seen: bool, where: str) -> None:
@@ -352,6 +387,8 @@ def _check_texts(texts: Sequence[str], seen: bool, where: str) -> None:
     that begin it, and those that name a file, are taken for such.
     """
     for text in texts:
+        if text.lower().endswith(IMAGE_SUFFIXES) and len(text.split()) == 1:
+            raise AdaptError(f"{where}: {brief(text)} seems to be an image; expected a text: give it as image")
         mark = _OTHER_MARK.search(text) if seen else _OTHER_MARK.match(text.strip()) or _NAMED_FILE.search(text)
         if mark:
             raise AdaptError(
@@ -372,15 +409,19 @@ def _in_one_list(row: JsonObject, where: str) -> JsonObject:
     """Return a row of TRL or OpenAI, whose turns are in several lists, with those before the answers in `messages`."""
     chosen, rejected, prompt, asked = (row.get(key) for key in ("chosen", "rejected", "prompt", "input"))
     if isinstance(asked, dict):
-        check_keys(asked, ("messages",), where)
+        check_keys(asked, ("messages", "parallel_tool_calls"), where, whole=False)
         row = {_OPENAIS.get(key, key): value for key, value in row.items() if key != "input"}
         turns = asked.get("messages")
     elif isinstance(chosen, list) and isinstance(rejected, list) and len(chosen) > 1 and chosen[:-1] == rejected[:-1]:
+        first = next((each for each in chosen if isinstance(each, dict) and each.get("role") != "system"), {})
+        again = [key for key, same in (("messages", chosen), ("prompt", first.get("content"))) if row.get(key) == same]
+        row = {key: row[key] for key in row if key not in again}  # as in TRL's ultrafeedback_binarized
         row, turns = {**row, "chosen": chosen[-1:], "rejected": rejected[-1:]}, chosen[:-1]
     elif isinstance(prompt, list) and any(isinstance(each, dict) and "role" in each for each in prompt):
-        answer = row.get("completion")
-        answers = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}] if answer else []
-        row, turns = {key: row[key] for key in row if key not in ("prompt", "completion")}, [*prompt, *answers]
+        key = one_of(row, RESPONSE, where)
+        answer = row.get(key) if key else []
+        answers = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
+        row, turns = {each: row[each] for each in row if each not in ("prompt", key)}, [*prompt, *answers]
     else:
         return row
     if key := next((key for key in _TURNS if row.get(key)), None):
@@ -415,6 +456,7 @@ def _answer(value: object, where: str, key: str) -> str:
         role, content = ("from", "value") if "from" in turn else ("role", "content")
         if role not in turn or content not in turn:
             raise AdaptError(f"{where}: {key} is {brief(value)}; expected an answer of the assistant")
+        check_keys(turn, (role, content, "name"), where, whole=False)
         read.add(turn[role], turn[content], key)
     elif isinstance(turn, str):
         read.add("assistant", turn, key)
@@ -431,9 +473,9 @@ def _answer(value: object, where: str, key: str) -> str:
 
 def _turns(row: Mapping[str, object], where: str) -> _Row:
     read = _Row(where)
-    if system := _one_of(row, _SYSTEM, where):
+    if system := one_of(row, _SYSTEM, where):
         read.add("system", row[system], system)
-    if key := _one_of(row, _TURNS, where):
+    if key := one_of(row, _TURNS, where):
         turns = row[key]
         if not (isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)):
             raise AdaptError(f"{where}: {key} is {brief(turns)}; expected a list of turns")
@@ -441,8 +483,9 @@ def _turns(row: Mapping[str, object], where: str) -> _Row:
             role, content = ("from", "value") if "from" in turn else ("role", "content")
             if role not in turn or content not in turn:
                 raise AdaptError(f"{where}: the turn {brief(turn)} has no {role} or no {content}")
-            check_keys(turn, (role, content, "loss", "weight", "name"), where)
-            read.add(turn[role], turn[content], content, turn.get("loss", turn.get("weight")))
+            check_keys(turn, (role, content, "loss", "weight", "name"), where, whole=False)
+            learned = one_of(turn, ("loss", "weight"), where)
+            read.add(turn[role], turn[content], content, turn[learned] if learned else None)
         return read
     _question_and_answer(row, read)
     return read
@@ -450,10 +493,10 @@ def _turns(row: Mapping[str, object], where: str) -> _Row:
 
 def _question_and_answer(row: Mapping[str, object], read: _Row) -> None:
     """Read a row of a query and a response, perhaps with a history of earlier ones."""
-    pair, response = [row.get(key) for key in ("instruction", "input")], _one_of(row, RESPONSE, read.where)
+    pair, response = [row.get(key) for key in ("instruction", "input")], one_of(row, RESPONSE, read.where)
     if all(isinstance(text, str) and text for text in pair):
         row = {key: value for key, value in row.items() if key != "input"} | {"instruction": "\n".join(map(str, pair))}
-    query = _one_of(row, QUERY, read.where)
+    query = one_of(row, QUERY, read.where)
     if query is None or response is None:
         raise AdaptError(f"{read.where} has the keys {', '.join(map(str, row)) or 'none'}; expected {_FORMS}")
     history = row.get("history") or []
@@ -468,7 +511,7 @@ def _question_and_answer(row: Mapping[str, object], read: _Row) -> None:
 
 def _given(row: Mapping[str, object], where: str) -> list[object]:
     """Return the images that a row lists beside its turns."""
-    key = _one_of(row, IMAGES, where)
+    key = one_of(row, IMAGES, where)
     listed = row[key] if key else []
     return listed if isinstance(listed, list) else [listed]
 

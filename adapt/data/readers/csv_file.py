@@ -6,7 +6,7 @@ import csv
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -85,19 +85,28 @@ def read_csv(
     folder = os.path.abspath(Path(source).parent if root is None else root)
     where = f"CSV {source!r}"
     listed, problems = _listed(source, folder, columns)
-
-    def read() -> Split:
-        check_listed_once(listed, where)
-        texts, rows = ([row for row in listed if bool(row.item.paths) is kind] for kind in (False, True))
-        rows = texts + in_bags(one_each(rows, folder, where), where)
-        split = to_split(Path(source).stem, folder, rows, None, ratios, seed)
-        check_names(split, where)
-        return split
-
-    return without_rows(problems, read)
+    return without_rows(problems, lambda: split_of_lines(listed, where, source, folder, ratios, seed))
 
 
-def check_names(split: Split, where: str) -> None:
+def split_of_lines(
+    listed: Sequence[Listed],
+    where: str,
+    source: str,
+    folder: str,
+    ratios: Sequence[float],
+    seed: int,
+    class_names: Sequence[str] | None = None,
+) -> Split:
+    """Return the split of the lines of a list `source`, whose classes have an order if `class_names` are given."""
+    check_listed_once(listed, where)
+    texts, rows = ([row for row in listed if bool(row.item.paths) is kind] for kind in (False, True))
+    rows = texts + in_bags(one_each(rows, folder, where), where)
+    split = to_split(Path(source).stem, folder, rows, class_names, ratios, seed)
+    _check_names(split, where)
+    return split
+
+
+def _check_names(split: Split, where: str) -> None:
     """Raise AdaptError if names of classes are measurements or several names, and warn of those that may be."""
     names = split.class_names
     joined = [name for name in names if SEPARATOR in name] if split.task.one_class else []
@@ -154,7 +163,7 @@ def _listed(source: str, folder: str, columns: Mapping[str, str]) -> tuple[list[
     with readable(where):
         reader = csv_reader(source)
         header = reader.fieldnames or ()
-        renamed([dict.fromkeys(header)], columns, f"the header of {where},")  # which checks them
+        renamed([dict.fromkeys(header)], columns, f"{where}: the header,")  # which checks them
         reader.fieldnames = [columns.get(column, column) for column in header]
         rows = list(_rows(reader, folder, where, problems))
     if (separator := reader.reader.dialect.delimiter) != ",":
@@ -201,15 +210,7 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[s
         hint = f"did you mean {meant!r}? Rename the column, or give --columns {meant}={column}" if meant else ""
         hint = hint or nearest(column, known_columns(), "docs/own_data.md")
         raise AdaptError(f"{where}: unknown column {column!r}; {hint}")
-    _check_box(columns, where)
-    if {"mask", _BOX[0]} <= set(columns):
-        raise AdaptError(f"{where}: a column mask cannot go with {', '.join(_BOX)}. Leave out the mask or the regions")
-    try:
-        task = reading(frozenset(columns))
-    except AdaptError as error:
-        raise AdaptError(f"{where}: {error}") from None
-    if "item" in columns and not task.takes_bags:
-        raise AdaptError(f"{where}: the column item joins images with one label, but the data has {task.title}")
+    task = task_of(columns, where)
     numbers = _NUMBERS.intersection(columns) if reader.reader.dialect.delimiter != "," else ()
     noted = False
     for record in reader:
@@ -227,6 +228,20 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[s
             problems.append(str(error))
         else:
             yield row
+
+
+def task_of(columns: Collection[str], where: str) -> LabelKind:
+    """Return the task that reads a list with these columns. Raises AdaptError if no task does, or if columns clash."""
+    _check_box(columns, where)
+    if {"mask", _BOX[0]} <= set(columns):
+        raise AdaptError(f"{where}: a column mask cannot go with {', '.join(_BOX)}. Leave out the mask or the regions")
+    try:
+        task = reading(frozenset(columns))
+    except AdaptError as error:
+        raise AdaptError(f"{where}: {error}") from None
+    if "item" in columns and not task.takes_bags:
+        raise AdaptError(f"{where}: the column item joins images with one label, but the data has {task.title}")
+    return task
 
 
 def row_of(cells: dict[str, str], task: LabelKind, folder: str, where: str) -> Listed:
@@ -269,7 +284,7 @@ def _paths(cells: dict[str, str], task: LabelKind, folder: str, where: str) -> t
     return tuple(under(folder, cells[column], where) for column in given)
 
 
-def _check_box(columns: Sequence[str], where: str) -> None:
+def _check_box(columns: Collection[str], where: str) -> None:
     if missing := set(_BOX) - set(columns) if set(_BOX) & set(columns) else ():
         raise AdaptError(f"{where}: no column {min(missing)!r}. Regions need all the columns {', '.join(_BOX)}")
 

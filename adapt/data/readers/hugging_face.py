@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from adapt.common.errors import AdaptError, missing
-from adapt.common.shown import SEPARATOR, first_of, one_line
+from adapt.common.shown import SEPARATOR, brief, first_of, one_line
 from adapt.data.decoding.files import Stored
 from adapt.data.decoding.inline import images_in
-from adapt.data.item import PLACES, reading, unknown_columns
+from adapt.data.item import PLACES, unknown_columns
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.captions_file import TEXT_KEYS, pairs_of
 from adapt.data.readers.chats_file import IMAGES, is_chat, split_of
-from adapt.data.readers.csv_file import OTHER_WORDS, check_names, row_of
-from adapt.data.readers.rows import Listed, renamed, to_split, without_rows
-from adapt.data.split import Split
+from adapt.data.readers.csv_file import OTHER_WORDS, row_of, split_of_lines, task_of
+from adapt.data.readers.rows import Listed, renamed, without_rows
+from adapt.data.split import InconsistentError, Split
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,53 +56,70 @@ def read_hugging_face(
     folder = os.path.abspath(root or (source if os.path.isdir(source) else os.path.dirname(source)))
     rows: list[_Row] = []
     for part, table in tables.items():
+        if len(tables) > 1 and "split" in table.column_names:
+            raise AdaptError(f"{where} has parts, and a column split too: take one of them out")
         rows += (row if len(tables) == 1 else row | {"split": part} for row in _rows(table, f"{where}, part {part}"))
     features = next(iter(tables.values())).features
-    given, labels = list(features), [name for name, each in features.items() if type(each).__name__ == "ClassLabel"]
-    images = [name for name in rows[0] if _is_image(rows, name)]
-    for name, only in (("image", images), ("label", labels)):
-        if len(only) == 1 and only[0] not in (*columns, *IMAGES):
-            columns = {**columns, only[0]: name}
-    class_names = next((features[name].names for name in labels if columns.get(name, name) == "label"), None)
-    rows = renamed(rows, columns, where)
+    images = [name for name, feature in features.items() if _holds_images(feature)]
+    if len(images) == 1 and images[0] not in (*columns, *IMAGES):
+        columns = {**columns, images[0]: "image"}
+    stored, rows = rows, renamed(rows, columns, where)
     if is_chat(rows[0]):
-        return split_of(rows, where, source, folder)
+        return split_of(rows, where, source, folder, stored)
     if not set(rows[0]).isdisjoint(TEXT_KEYS) and set(rows[0]).isdisjoint(_NO_CAPTIONS):
         return pairs_of(rows, where, source, folder, ratios, seed)
-    meant = {OTHER_WORDS[name]: name for name in reversed(rows[0]) if name in OTHER_WORDS}
-    rows = renamed(rows, {name: own for own, name in meant.items() if own not in rows[0]}, where)
+    labels = {columns.get(name, name): own for name, feature in features.items() if (own := _class_names(feature))}
+    order = [*(columns.get(name, name) for name in images), *rows[0]]
+    meant = {OTHER_WORDS[name]: name for name in reversed(order) if name in OTHER_WORDS}
+    if len(labels) == 1 and not {"labels", *columns.values()}.intersection((*labels, "label")):
+        meant["label"] = next(iter(labels))
+    meant = {name: own for own, name in meant.items() if own not in rows[0]}
+    rows, labels = renamed(rows, meant, where), {meant.get(name, name): own for name, own in labels.items()}
     unknown = unknown_columns(list(rows[0]))
-    known = frozenset(rows[0]).difference(unknown)
-    try:
-        task = reading(known)
-        if unknown and (known <= PLACES or "path" not in known or any(_is_image(rows, name) for name in unknown)):
-            raise AdaptError(f"{first_of(sorted(unknown))} may be images or labels")
-    except AdaptError as error:
-        advice = "Say what columns are: --columns image=NAME,label=NAME,ignored=NAME"
-        raise AdaptError(f"{where} has the columns {', '.join(given)}: {error}. {advice}") from None
+    known = sorted(set(rows[0]).difference(unknown))
+    advice = f"{where} has the columns {', '.join(features)}: say what they are: --columns image=NAME,label=NAME"
+    unclear = [name for name in unknown if name in (*map(columns.get, images), *images, *columns.values())]
+    if unclear or "path" not in known or (unknown and PLACES.issuperset(known)):
+        raise AdaptError(f"{advice},ignored=NAME")
     if unknown:
         logger.warning("%s: ignored columns: %s", where, first_of(sorted(unknown)))
-    listed, problems = list[Listed](), list[str]()
-    for number, row in enumerate(rows):
-        place = f"{where}: row {number}"
+    task, listed, problems = task_of(known, where), list[Listed](), list[str]()
+    for number, row in enumerate(rows, 1):
+        place = f"{where} row {number}"
         try:
-            listed.append(row_of({key: _text(row[key]) for key in known}, task, folder, place))
+            cells = {name: _text(row.get(name), name, (*task.images, *task.files), place) for name in known}
+            listed.append(row_of(cells, task, folder, place))
         except AdaptError as error:
             problems.append(str(error))
-
-    def read() -> Split:
-        split = to_split(os.path.basename(source.rstrip("/")), folder, listed, class_names, ratios, seed)
-        check_names(split, where)
-        return split
-
-    return without_rows(problems, read)
+    if not listed:
+        raise InconsistentError([*problems, f"{where} has no row that can be used"], None, len(problems))
+    names, name = labels.get("label"), source.rstrip("/")
+    return without_rows(problems, lambda: split_of_lines(listed, where, name, folder, ratios, seed, names))
 
 
-def _text(value: object) -> str:
-    """Return a cell as it stands in a CSV file."""
-    if isinstance(value, list):
+def _text(value: object, name: str, images: Collection[str], where: str) -> str:
+    """Return a cell of the column `name` as it stands in a CSV file."""
+    if isinstance(value, Stored) and name not in images:
+        raise AdaptError(f"{where}: {name} is an image; expected a text or a number")
+    if isinstance(value, list) and name == "labels":
         return SEPARATOR.join(map(str, value))
+    if isinstance(value, list | dict):
+        raise AdaptError(f"{where}: {name} is {brief(value)}; expected one value")
     return value if isinstance(value, Stored) else "" if value is None else str(value).strip()
+
+
+def _holds_images(feature: Any) -> bool:
+    """Return whether a column has images, or lists of them: of the library's type, or in bytes."""
+    feature = getattr(feature, "feature", feature)
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return type(feature).__name__ == "Image" or getattr(feature, "dtype", "") in ("binary", "large_binary")
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """Return the names of a column of class labels, or of lists of them."""
+    names: list[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
+    return names
 
 
 def _tables(source: str) -> dict[str, Dataset]:
@@ -116,7 +133,7 @@ def _tables(source: str) -> dict[str, Dataset]:
             loaded = datasets.load_dataset("parquet", data_files=source)
         else:
             loaded = datasets.load_from_disk(source) if os.path.isdir(source) else datasets.load_dataset(source)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    except (OSError, ValueError, IndexError, datasets.exceptions.DatasetGenerationError) as error:
         raise AdaptError(f"the library datasets cannot load {source!r}: {one_line(error)}") from error
     named = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
     part_of = {name: parts.read(name, f"data {source!r}") for name in named}
@@ -135,19 +152,26 @@ def _rows(dataset: Dataset, where: str) -> Iterator[_Row]:
             "with save_to_disk and load the result"
         )
     content = {name: dataset.data.column(name) for name in dataset.column_names}
-    binary = [name for name, column in content.items() if "binary" in str(column.type)]
-    for name in binary:
-        if str(content[name].type).count("struct") > 1:
-            raise AdaptError(f"{where}: {name} has images inside its turns. Put them into a column images, in order")
-    names = {name: each.names for name, each in dataset.features.items() if type(each).__name__ == "ClassLabel"}
+    binary = [name for name, feature in dataset.features.items() if _holds_images(feature)]
+    for name, column in content.items():
+        if name not in binary and "binary" in str(column.type):
+            raise AdaptError(f"{where}: {name} has bytes among other values. Put images into a column images, in order")
+    names = {name: own for name, feature in dataset.features.items() if (own := _class_names(feature))}
     others = [name for name in dataset.column_names if name not in binary]
     plain = dataset.select_columns(others).with_format(None) if others else ({} for _ in range(len(dataset)))
     for number, ((table, own), row) in enumerate(zip(_places(dataset), plain, strict=True)):
         if any(images_in(row)):
             raise AdaptError(f"{where}: row {number} has an image as text. Cast its column to Image with datasets")
         for name, of in names.items():
-            row[name] = None if row[name] is None or row[name] < 0 else of[row[name]]
+            row[name] = _named(row[name], of)
         yield row | {name: _image(content[name][number], f"{table}!{name}/{own}") for name in binary}
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """Return the names of class numbers; a label that is not known, -1, is None."""
+    if isinstance(value, list):
+        return [_named(each, names) for each in value]
+    return None if value is None or value < 0 else names[value]
 
 
 def _image(cell: Any, path: str) -> object:
@@ -161,11 +185,6 @@ def _image(cell: Any, path: str) -> object:
         return Stored(path)
     outside: str | None = cell["path"].as_py()
     return Stored(outside) if outside and os.path.isabs(outside) else outside
-
-
-def _is_image(rows: Sequence[_Row], name: str) -> bool:
-    value = next((row[name] for row in rows if row[name]), None)
-    return isinstance(value[0] if isinstance(value, list) and value else value, Stored)
 
 
 def _places(dataset: Dataset) -> Iterator[tuple[str, int]]:

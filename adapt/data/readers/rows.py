@@ -66,8 +66,8 @@ def renamed(rows: Iterable[Any], columns: Mapping[str, str], where: str) -> list
         kept = [(columns.get(key, key), key) for key in row if columns.get(key) != IGNORED]
         names = [name for name, _ in kept]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            both = " and ".join(key for name, key in kept if name == twice)
-            raise AdaptError(f"{where} row {number + 1}: {both} would both be {twice!r}. Ignore one: ignored={twice}")
+            both = " and ".join(repr(key) for name, key in kept if name == twice)
+            raise AdaptError(f"{where} row {number + 1}: {both} would both be {twice!r}: ignore one")
         rows[number] = {name: row[key] for name, key in kept}
     if unseen:
         known = {key for row in rows if isinstance(row, dict) for key in row}

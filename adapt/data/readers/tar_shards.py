@@ -201,7 +201,7 @@ def _listed(sample: _Sample, kind: str, class_names: tuple[str, ...] | None) -> 
     if isinstance(row, dict):
         row = {key: value for key, value in row.items() if key not in (*IMAGES, "split")}
         row["images"] = [image.removeprefix(home) for image in sample.images]
-    return [listed_row(row, sample.where, os.path.dirname(sample.shard), f"{sample.shard}!{sample.key}")]
+    return [listed_row(row, sample.where, os.path.dirname(sample.shard), f"{sample.shard}!{sample.key}", row)]
 
 
 def _class_of(text: str, class_names: tuple[str, ...] | None, where: str) -> str:
