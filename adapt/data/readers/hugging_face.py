@@ -156,7 +156,7 @@ def _rows(dataset: Dataset, where: str) -> Iterator[_Row]:
     for name, column in content.items():
         if name not in binary and "binary" in str(column.type):
             raise AdaptError(f"{where}: {name} has bytes among other values. Put images into a column images, in order")
-    names = {name: own for name, feature in dataset.features.items() if (own := _class_names(feature))}
+    names = {name: each for name, feature in dataset.features.items() if (each := _class_names(feature))}
     others = [name for name in dataset.column_names if name not in binary]
     plain = dataset.select_columns(others).with_format(None) if others else ({} for _ in range(len(dataset)))
     for number, ((table, own), row) in enumerate(zip(_places(dataset), plain, strict=True)):
