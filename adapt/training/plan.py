@@ -244,6 +244,11 @@ def _settings(model: Adapted, settings: dict[str, Any], cache: bool, task: Task 
             f"train.group_by_length is for conversations, but {model.backbone.describe()} is a {model.backbone.kind}, "
             "whose inputs are of one length: leave out train.group_by_length"
         )
+    if settings.get("augment") == "published" and is_native(model):
+        raise AdaptError(
+            f"train.augment is published, but the processor of {model.backbone.describe()} prepares images as they are, "
+            "with nothing drawn: set train.augment=none"
+        )
     through_towers = bool(model.method.touches) or not keeps_features(model, cache)
     precision = precision_on(model.backbone.device, chosen.precision, through_towers)
     return chosen.model_copy(update={"precision": precision})

@@ -1,4 +1,4 @@
-"""Batches of conversations with similar numbers of tokens."""
+"""Batches of conversations: similar numbers of tokens, and nothing drawn."""
 
 from __future__ import annotations
 
@@ -47,6 +47,14 @@ def test_conversations_are_grouped_by_their_tokens(tmp_path: Path, cache: bool) 
     batches = training_batches(model, items, settings, 1, cache, None)
     for _, own in batches.epoch(0, 0):
         assert len({item.label.columns["question"] for item in own}) == 1
+
+
+def test_conversations_are_not_augmented(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    items = [Item.of(path=str(tmp_path / "a.png"), question="what is it?", label="red")] * 2
+    model = adapt.wrap(tiny_natives.backbone("llava"), adapt.methods.LoRA(towers=("decoder",)))
+    with pytest.raises(AdaptError, match=r"train\.augment is published, but the processor of .* images as they are"):
+        adapt.fit(model, items, epochs=1, augment="published")
 
 
 def test_images_of_one_length_are_not_grouped(tmp_path: Path) -> None:
