@@ -246,8 +246,8 @@ def _settings(model: Adapted, settings: dict[str, Any], cache: bool, task: Task 
         )
     if settings.get("augment") == "published" and is_native(model):
         raise AdaptError(
-            f"train.augment is published, but the processor of {model.backbone.describe()} prepares images as they are, "
-            "with nothing drawn: set train.augment=none"
+            f"train.augment is published, but the processor of {model.backbone.describe()} prepares images as they "
+            "are, with nothing drawn: set train.augment=none"
         )
     through_towers = bool(model.method.touches) or not keeps_features(model, cache)
     precision = precision_on(model.backbone.device, chosen.precision, through_towers)
