@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import torch
 from PIL import Image
 
 import adapt
@@ -18,7 +20,7 @@ from adapt.models.unadapted import unadapted
 from benchmarks.measure import Row
 
 SCENES, TESTED, SEEDS = 450, 250, (1, 2, 3)
-RATES = (5e-6, 2e-5, 1e-4)
+RATES = (2e-5, 1e-4, 5e-4)
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
@@ -44,13 +46,17 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
             yield from _truer(made, truth, seed)
             for rate in RATES:
                 progress(f"training on pairs of seed {seed}, rate {rate:g}")
+                backbone = adapt.load_backbone("mini-vlm", "cpu")
+                torch.manual_seed(seed)
                 model = adapt.wrap(
-                    adapt.load_backbone("mini-vlm", "cpu"),
+                    backbone,
                     adapt.methods.LoRA(rank=16, alpha=8, projections="all", towers=("decoder",), input_gradient=True),
                 )
-                train = load(out, root=folder / "train").train
+                settings: dict[str, Any] = {"epochs": 2, "batch_size": 8, "drop_last": False, "optimizer": "adamw"}
+                settings |= {"schedule": "cosine_iteration", "warmup": 0.1, "weight_decay": 0, "max_grad_norm": 1.0}
+                train = [*load(out, root=folder / "train").items()]
                 dpo = {"chosen": 1 / 1024}
-                adapt.fit(model, train, epochs=2, batch_size=8, lr=rate, seed=seed, dpo=dpo, workers=0, progress=False)
+                adapt.fit(model, train, lr=rate, seed=seed, dpo=dpo, workers=0, progress=False, **settings)
                 after[rate].append(_described(model, folder, names, tests, DESCRIBE))
         for rate, scores in after.items():
             text = f"{mean(scores):.3f} ± {stdev(scores):.3f}"
