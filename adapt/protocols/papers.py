@@ -81,8 +81,14 @@ def few_shot_of(recipe: str, shots: int, data: str, backbone: str | None) -> lis
     return [
         row
         for row in _confirmed(FEW_SHOT, data, backbone)
-        if _table()["recipes"].get(row["method"]) == recipe and "~" not in row["values"].get(str(shots), "~")
+        if recipe_of(row["method"]) == recipe and "~" not in row["values"].get(str(shots), "~")
     ]
+
+
+def recipe_of(method: str) -> str | None:
+    """Return the shipped recipe for a method of few-shot rows, or None if there is none."""
+    recipes: dict[str, str] = _table()["recipes"]
+    return recipes.get(method)
 
 
 def data_set(source: str) -> str | None:

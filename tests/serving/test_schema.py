@@ -43,7 +43,7 @@ def test_fuzzed_requests_give_no_500(label: str, mode: GenerationMode, served: S
     @_few
     @given(case=operation.as_strategy(generation_mode=mode))
     def check(case: Any) -> None:
-        if label.startswith("POST /v1") and isinstance(case.body, dict) and len(statuses) % 3:
+        if label == "POST /v1/chat/completions" and isinstance(case.body, dict) and len(statuses) % 3:
             case.body["model"], case.body["max_tokens"] = "words", 3
             if mode is GenerationMode.POSITIVE:
                 case.body["messages"][-1]["role"] = "user"
