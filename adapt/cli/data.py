@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.data.readers.published import Published
     from adapt.data.split import Split
-    from adapt.labelling.describing import Describer, PairMaker
+    from adapt.labelling.describing import RowMaker
     from adapt.models.native_vlm import ChatModel
 
 _Folder = Annotated[str | None, Argument("[ROOT]")]  # which --root may name too
@@ -401,7 +401,7 @@ def pairs(
 
 
 def _written(
-    photos: Path, out: Path, kind: type[Describer] | type[PairMaker], settings: dict[str, Any], **made: Unpack[_Made]
+    photos: Path, out: Path, kind: type[RowMaker], settings: dict[str, Any], **made: Unpack[_Made]
 ) -> list[dict[str, object]]:
     """Write the rows that a maker of `kind` makes of the images in a folder, and return them."""
     from adapt.common.disk import check_free

@@ -13,9 +13,8 @@ Deviations:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Literal
@@ -29,6 +28,7 @@ from adapt.common.progress import Progress
 from adapt.common.shown import brief
 from adapt.data.decoding.images import open_image
 from adapt.data.decoding.inline import rows_of
+from adapt.evaluation.free_text import token_f1
 
 if TYPE_CHECKING:
     from adapt.models.native_vlm import ChatModel
@@ -65,7 +65,7 @@ _SAME = 0.9  # the F1 of their words from which two answers count as the same
 
 @dataclass(frozen=True)
 class Damage:
-    """What is done to an image: made `small`, or jittered in brightness and hue, in this order unless `hue_first`."""
+    """Damage to an image: it is made `small`, or jittered in brightness and hue, in this order unless `hue_first`."""
 
     kind: Literal["small", "jitter"]
     brightness: float = 1.0
@@ -94,30 +94,54 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class Describer:
-    """Makes rows of captions, the answers to `prompt`, as `captions_file` reads them."""
+class RowMaker:
+    """Makes rows about the images in a folder, of a model's answers of at most so many `tokens`."""
 
     model: ChatModel
     folder: str
-    prompt: str = DESCRIBE
-    tokens: int = 128
-    adapter: str = ""
+    tokens: int = field(default=128, kw_only=True)
+    adapter: str = field(default="", kw_only=True)
+    """The name of the model's adapter, if it has one."""
 
     @property
     def source(self) -> JsonObject:
-        """What all rows are made with."""
-        return _model(self) | {"prompt": self.prompt}
+        """The model and the settings, which each row names."""
+        adapter = {"adapter": self.adapter} if self.adapter else {}
+        return {"model": self.model.backbone.name, **adapter, "tokens": self.tokens}
 
     def __call__(self, names: Sequence[str]) -> list[JsonObject]:
-        """Return a row for each of the images `names` in the folder."""
-        texts = _answers(self.model, _opened(self.model, self.folder, names), [self.prompt] * len(names), self.tokens)
+        """Return the rows of the images `names` in the folder."""
+        raise NotImplementedError
+
+    def opened(self, names: Sequence[str]) -> list[Image.Image]:
+        """Return the images `names` in the folder."""
+        return [open_image(Path(self.folder, name), turned=self.model.backbone.preprocess.turned) for name in names]
+
+    def answers(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
+        """Return the model's answers, one to a prompt about each image."""
+        answers = self.model.generate([[image] for image in images], prompts, max_new_tokens=self.tokens)
+        return [answer.text.strip() for answer in answers]
+
+
+@dataclass(frozen=True)
+class Describer(RowMaker):
+    """Makes rows of captions, the answers to `prompt`, as `captions_file` reads them."""
+
+    prompt: str = DESCRIBE
+
+    @property
+    def source(self) -> JsonObject:
+        return super().source | {"prompt": self.prompt}
+
+    def __call__(self, names: Sequence[str]) -> list[JsonObject]:
+        texts = self.answers(self.opened(names), [self.prompt] * len(names))
         return [
             {"image": name, "caption": text, "source": self.source} for name, text in zip(names, texts, strict=True)
         ]
 
 
 @dataclass(frozen=True)
-class PairMaker:
+class PairMaker(RowMaker):
     """Makes rows of preferences, as `chats_file` reads them.
 
     The chosen answer is that to the prompt `good`, learned as the answer to a plain prompt. The rejected one is that to
@@ -125,18 +149,13 @@ class PairMaker:
     the `seed` and the image's name.
     """
 
-    model: ChatModel
-    folder: str
     good: str = GOOD
     share: float = 0.5
     seed: int = 0
-    tokens: int = 128
-    adapter: str = ""
 
     @property
     def source(self) -> JsonObject:
-        """What all rows are made with."""
-        return _model(self) | {"good": self.good, "share": self.share, "seed": self.seed}
+        return super().source | {"good": self.good, "share": self.share, "seed": self.seed}
 
     def __call__(self, names: Sequence[str]) -> list[JsonObject]:
         """Return a row for each of the images `names` in the folder, but for those with the same answer twice."""
@@ -147,29 +166,23 @@ class PairMaker:
             draw.choice(MISLEADING) if damage is None else own
             for draw, damage, own in zip(draws, damages, plain, strict=True)
         ]
-        images = _opened(self.model, self.folder, names)
+        images = self.opened(names)
         shown = [image if damage is None else damage(image) for image, damage in zip(images, damages, strict=True)]
-        chosen = _answers(self.model, images, [self.good] * len(names), self.tokens)
-        rejected = _answers(self.model, shown, asked, self.tokens)
+        chosen, rejected = self.answers(images, [self.good] * len(names)), self.answers(shown, asked)
         rows: list[JsonObject] = []
         for place, name in enumerate(names):
             damage = damages[place]
             made = {"made": "misleading" if damage is None else damage.kind, "prompt": asked[place]}
             row = {"image": name, "question": plain[place], "chosen": chosen[place], "rejected": rejected[place]}
-            if all(row.values()) and not _same(chosen[place], rejected[place]):
+            if all(row.values()) and token_f1(chosen[place], rejected[place]) <= _SAME:
                 rows.append({**row, "source": self.source | made})
         return rows
-
-
-def _model(maker: Describer | PairMaker) -> JsonObject:
-    adapter = {"adapter": maker.adapter} if maker.adapter else {}
-    return {"model": maker.model.backbone.name, **adapter, "tokens": maker.tokens}
 
 
 def write_rows(
     out: Path,
     names: Sequence[str],
-    maker: Describer | PairMaker,
+    maker: RowMaker,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> list[JsonObject]:
@@ -179,6 +192,7 @@ def write_rows(
     made in another way.
     """
     rows: list[JsonObject] = []
+    source = maker.source
     if resume and out.exists():
         whole, _, cut = out.read_text(encoding="utf-8").rpartition("\n")  # a line that is cut off is made again
         for number, row in enumerate(rows_of(whole, lines=True), 1):
@@ -186,7 +200,7 @@ def write_rows(
                 raise AdaptError(f"{out} row {number} is {brief(row)}; expected a row that was written here")
             rows.append(row)
             made = row.get("source")
-            for key, value in maker.source.items():
+            for key, value in source.items():
                 if not isinstance(made, dict) or made.get(key) != value:
                     raise AdaptError(
                         f"{out} row {number} was not made with the {key} {brief(value)}: give what it was made with, "
@@ -206,18 +220,3 @@ def write_rows(
             if progress is not None:
                 progress(len(names) - len(left) + start + len(own), len(names))
     return rows
-
-
-def _opened(model: ChatModel, folder: str, names: Sequence[str]) -> list[Image.Image]:
-    return [open_image(Path(folder, name), turned=model.backbone.preprocess.turned) for name in names]
-
-
-def _answers(model: ChatModel, images: Sequence[Image.Image], prompts: Sequence[str], tokens: int) -> list[str]:
-    answers = model.generate([[image] for image in images], prompts, max_new_tokens=tokens)
-    return [answer.text.strip() for answer in answers]
-
-
-def _same(one: str, other: str) -> bool:
-    """Return whether two answers say nearly the same, by the F1 of their words."""
-    words = [Counter(answer.casefold().split()) for answer in (one, other)]
-    return 2 * (words[0] & words[1]).total() > _SAME * (words[0].total() + words[1].total())

@@ -73,12 +73,12 @@ def test_preferences_are_of_the_kinds_that_were_drawn(
     """The chosen answer is to the good prompt about the clean image, the rejected one as its row says."""
     asked: list[tuple[str, Image.Image]] = []
 
-    def answers(own: ChatModel, images: list[Image.Image], prompts: list[str], tokens: int) -> list[str]:
+    def answers(own: PairMaker, images: list[Image.Image], prompts: list[str]) -> list[str]:
         first = len(asked)
         asked.extend(zip(prompts, images, strict=True))
         return [f"answer {first + place}" for place in range(len(prompts))]
 
-    monkeypatch.setattr("adapt.labelling.describing._answers", answers)
+    monkeypatch.setattr("adapt.labelling.describing.PairMaker.answers", answers)
     rows = PairMaker(model, str(folder), good="GOOD", share=0.5, seed=1)(NAMES)
     kinds = Counter(row["source"]["made"] for row in rows)
     assert set(kinds) == {"misleading", "small", "jitter"}
@@ -104,7 +104,7 @@ def test_answers_that_say_the_same_make_no_pair(
     folder: Path, model: ChatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = iter([["a dog on a mat", "a cat", ""], ["A dog on a mat", "a goat", "a goat"]])
-    monkeypatch.setattr("adapt.labelling.describing._answers", lambda *given: next(texts))
+    monkeypatch.setattr("adapt.labelling.describing.PairMaker.answers", lambda *given: next(texts))
     rows = PairMaker(model, str(folder))(NAMES[:3])
     assert [(row["image"], row["chosen"], row["rejected"]) for row in rows] == [("1.png", "a cat", "a goat")]
 
