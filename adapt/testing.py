@@ -24,7 +24,7 @@ from adapt.data.item import Item
 from adapt.evaluation.evaluate import evaluate
 from adapt.loading import load
 from adapt.methods.base import Method, Step, Terms, total
-from adapt.methods.base.traits import OverSet, PoolsBags, ReadsHeads, Stream, has_trait, trait
+from adapt.methods.base.traits import DrawsMaps, OverSet, PoolsBags, ReadsHeads, Stream, has_trait, trait
 from adapt.models.base import Adapted
 from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.wrap import wrap
@@ -242,7 +242,9 @@ def _counted(model: Adapted, stop: int | None) -> list[int]:
 def other_class_names_are_served_or_refused(case: Case) -> None:
     if not isinstance(case.trained, AdaptedModel):
         return
-    names = data.load("emoji").class_names[CLASSES : CLASSES + 4]
+    maps = trait(case.trained.method, DrawsMaps)
+    kept = () if maps is None else (maps.normal_class,)  # without which there is no anomaly
+    names = (*kept, *data.load("emoji").class_names[CLASSES : CLASSES + 4 - len(kept)])
     try:
         other = case.trained.with_classes(names)
     except AdaptError:

@@ -17,6 +17,7 @@ from torch import Tensor
 from adapt.backbones.preprocess import Preprocess
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
+from adapt.data.bags import has_bags
 from adapt.data.decoding.masks import mask_of
 from adapt.data.item import Item
 from adapt.evaluation import intervals
@@ -115,12 +116,14 @@ def scored_with_maps(model: Adapted, items: Sequence[Item], inference: Inference
     Pixels and regions are measured if the images that are not of the class of normal images have masks.
     """
     draws = trait(model.method, DrawsMaps)
-    if draws is None or draws.normal_class not in model.class_names:
+    refused = ""
+    if has_bags(items):
+        refused = "an item has several images"
+    elif draws is not None and draws.normal_class not in model.class_names:
+        refused = f"no class is called {draws.normal_class!r}; set method.normal to the class of normal images"
+    if draws is None or refused:
         if draws is not None:
-            logger.warning(
-                "%s draws no maps here: no class is called %r; set method.normal to the class of normal images",
-                model.method.name, draws.normal_class,
-            )  # fmt: skip
+            logger.warning("%s draws no maps here: %s", model.method.name, refused)
         return scored(items, inference.decisions(model, items))
     assert isinstance(model, ImageModel)  # as of every method that draws maps
     normal = normal_label(model.method, model.class_names)

@@ -31,6 +31,7 @@ from adapt.backbones.base import ImageEncoder
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.shown import readable_bytes
+from adapt.data.bags import singles
 from adapt.engine import vision
 from adapt.methods.base import ImageStep, Method, MethodConfig, Training
 from adapt.methods.base.traits import DrawsMaps, OwnClassifier, Reports, normal_label
@@ -85,7 +86,7 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
     serves: tuple[str, ...] = ("dual encoder", "vision encoder")
     Config = PatchMemoryConfig
     reads = frozenset({"images"})
-    example = {"rows": 6, "scores": 3}
+    example = {"normal": "animal mammal", "rows": 6, "scores": 3}
     memory: Tensor
     good: Tensor
 
@@ -130,9 +131,8 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
 
     def _good(self, training: Training, part: Literal["train", "val"]) -> list[str]:
         """Return the group of each good image in a part of the data."""
-        items, normal = training.items(part), normal_label(self, training.model.class_names)
-        labels = training.labels(part).tolist() if items else ()
-        return [item.kept_with for item, label in zip(items, labels, strict=True) if label == normal]
+        normal_label(self, training.model.class_names)  # there is such a class
+        return [item.kept_with for item in singles(training.items(part)) if item.class_names == (self.normal_class,)]
 
     def _patches(self, training: Training, part: Literal["train", "val"], angle: int = 0) -> Tensor:
         """Return the features `(n, rows, columns, d)` of the patches of the good images in a part of the data."""

@@ -21,6 +21,7 @@ from adapt.common.disk import write_text
 from adapt.common.errors import AdaptError
 from adapt.common.progress import LogEntry, Progress, counting_bar, training_bar
 from adapt.common.validation import explain
+from adapt.data.bags import singles
 from adapt.data.item import Item
 from adapt.data.split import folds, kept_and_held
 from adapt.evaluation.evaluate import evaluate
@@ -226,7 +227,8 @@ class Fitting:
         return self.plan.processes.whole(torch.cat(list(own)), len(items)).cpu()  # gathered where they were computed
 
     def steps(self, part: Part) -> Iterator[Step]:
-        return self.inference().steps(self.model, self.items(part))
+        by_image = self.model.answers.pooling == "logits"
+        return self.inference().steps(self.model, singles(self.items(part)) if by_image else self.items(part))
 
     def held_back(self) -> Iterator[Step]:
         unchanged = self.settings.model_copy(update={"augment": "none", "views": None})

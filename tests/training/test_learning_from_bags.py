@@ -99,7 +99,8 @@ def test_a_tower_learns_from_the_features_of_items(bags: Split) -> None:
 @by_turns("name", CLASSIFIERS, take=12)
 def test_every_method_learns_items_or_says_that_it_reads_one_image(name: str, bags: Split) -> None:
     method = methods.find(name)
-    model = wrapped(name, bags, **method.example)
+    normal = {"normal": bags.class_names[0]} if name == "patch_memory" else {}
+    model = wrapped(name, bags, **method.example | normal)
     train: dict[str, Any] = SETTINGS if model.method.takes_steps else {}
     arguments: dict[str, Any] = {"val_set": bags.val, "progress": False, **train}
     if model.method.reads or model.method.views:

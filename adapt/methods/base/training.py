@@ -90,7 +90,10 @@ class Training(Protocol):
         """
 
     def steps(self, part: Part) -> Iterator[Step]:
-        """Yield the items of the data split `part` in batches, in order and once, with images as at test time."""
+        """Yield the items of the data split `part` in batches, in order and once, with images as at test time.
+
+        With pooling=logits, each image of an item of several is an item by itself, as in training.
+        """
 
     def held_back(self) -> Iterator[Step]:
         """Yield validation batches in an endless loop, with images preprocessed as at test time."""
