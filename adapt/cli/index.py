@@ -16,7 +16,7 @@ from adapt.common import plain
 from adapt.common.devices import AUTO
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
-from adapt.common.shown import readable_bytes, shown
+from adapt.common.shown import brief, readable_bytes, shown
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
 
 if TYPE_CHECKING:
@@ -94,10 +94,12 @@ def search(
     top_k: Annotated[int, Option("Entries to show per query.", min=1)] = 5,
     backbone: Annotated[str | None, "Backbone, if the index does not name it."] = None,
     adapter: _Adapter = None,
+    text: Annotated[str | None, 'Words that change each query image, such as "at night".'] = None,
     share: Annotated[
         float | None,
         Option(
-            "With an adapter of xbt: share of the way from the query of the index's own backbone to the adapter's.",
+            "With --text: share of the way from the image to the text.  [default: 0.5]  With an adapter of xbt: from "
+            "the query of the index's own backbone to the adapter's.",
             "--slerp",
             min=0,
             max=1,
@@ -114,17 +116,24 @@ def search(
 
     With an adapter of the method xbt, queries can be encoded by a newer backbone than the backbone of INDEX.
 
+    With --text, a query is an image as the text changes it: its feature lies on the arc between both. The image itself
+    is not shown as an answer.
+
     \b
     Examples:
       adapt search photos.safetensors "a red car" photo.png
+      adapt search photos.safetensors car.png --text "a car at night"
       adapt search old.safetensors "a red car" --adapter runs/xbt
       adapt search records.safetensors new.csv --adapter runs/records
     """
+    other = next((query for query in queries if not query.lower().endswith(IMAGE_SUFFIXES)), "")
+    if text is not None and other:
+        raise AdaptError(f"--text changes images, but the query {brief(other)} is none: give image files, or no --text")
     of_pairs = any(map(_lists_pairs, queries))
     if root is not None and not of_pairs:
         raise AdaptError("--root is the image folder of a .csv of pairs, but no query is a .csv: leave --root out")
     with common.quiet_libraries():
-        from adapt.retrieval.index import load_index, slerp
+        from adapt.retrieval.index import index_texts, load_index, slerp
 
         stored = load_index(index)
         model = _model(backbone or (None if adapter else stored.header.backbone), adapter, device)
@@ -134,15 +143,21 @@ def search(
                 f"{index} is an index of {stored.header.kind}, but a query is a .csv of pairs: give an index made by "
                 "`adapt index --pairs`, or give texts or images as queries"
             )
-        old = None if share is None else _older(stored, model, device)
+        words = None if text is None else index_texts(model, [text]).features
+        old = None if share is None or words is not None else _older(stored, model, device)
         for query in queries:
             encoded = _encoded(model, query, root)
-            if old is not None and share is not None:
-                features = slerp(_encoded(old, query, root).features, encoded.features, share)
-                encoded = replace(encoded, features=features)
-            for name, *nearest in zip(encoded.entries, *stored.nearest(encoded.features, top_k), strict=True):
+            features = encoded.features
+            if words is not None:
+                features = slerp(features, words, 0.5 if share is None else share)
+            elif old is not None and share is not None:
+                features = slerp(_encoded(old, query, root).features, features, share)
+            count = top_k if words is None else top_k + 1
+            for name, *nearest in zip(encoded.entries, *stored.nearest(features, count), strict=True):
                 cosines, places = (each.tolist() for each in nearest)
                 found = list(zip([stored.entries[place] for place in places], cosines, strict=True))
+                if words is not None:
+                    found = [each for each in found if os.path.abspath(each[0]) != os.path.abspath(query)][:top_k]
                 if as_json:
                     entries = [{"entry": entry, "cosine": cosine} for entry, cosine in found]
                     click.echo(plain.dump({"query": name, "found": entries}))

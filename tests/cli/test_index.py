@@ -7,9 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 import adapt
-from adapt.retrieval.index import load_index
+from adapt.models.unadapted import unadapted
+from adapt.retrieval.index import index_images, index_texts, load_index, slerp
 from adapt.retrieval.vocabulary_free import VocabularyFree
 
 CAPTIONS = "a goldfish in a bowl\ntwo goldfish\na lime tree\nlime trees in the sun\nthe sky\n"
@@ -61,6 +64,25 @@ def test_a_folder_and_a_csv(
     monkeypatch.setattr("adapt.recipe.read_recipe", lambda *given, **more: SimpleNamespace(backbone="no-such"))
     refused(run("index", tmp_path / "captions.txt", "--out", out), "unknown backbone 'no-such'")  # the recipes' own
     assert not out.exists()
+
+
+def test_a_text_changes_an_image(run, refused, photos: Path, model_folder: Path, tmp_path: Path) -> None:
+    out, image = tmp_path / "photos.safetensors", photos / "test/sky/0.png"
+    run("index", photos, "--backbone", model_folder, "--out", out)
+    index = load_index(out)
+    model = unadapted(adapt.load_backbone(str(model_folder)).turning(True), ("object",))
+    [of_image], [of_text] = index_images(model, [str(image)]).features, index_texts(model, ["a tree at night"]).features
+    asked = ("search", out, image, "--text", "a tree at night", "--json", "--top-k", len(index))
+    places = [place for place, entry in enumerate(index.entries) if entry != str(image)]
+    for share in (None, 0.0, 0.8, 1.0):
+        query = slerp(of_image, of_text, 0.5 if share is None else share)
+        found = json.loads(run(*asked, *(() if share is None else ("--slerp", share))).stdout)["found"]
+        expected = sorted((float(query @ index.features[place]), index.entries[place]) for place in places)[::-1]
+        assert [each["cosine"] for each in found] == pytest.approx([cosine for cosine, _ in expected], abs=1e-5)
+        assert {each["entry"] for each in found} == {entry for _, entry in expected}  # not the image itself
+    assert torch.allclose(slerp(of_image, of_text, 0.5), F.normalize(of_image + of_text, dim=-1), atol=1e-6)
+    refused(run("search", out, "a dog", "--text", "at night"), "--text changes images, but the query 'a dog' is none")
+    refused(run("search", out, image, "--text", " "), "text 1 is empty")
 
 
 def test_a_text_that_is_too_long_is_named_with_its_line(
