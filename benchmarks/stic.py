@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -14,6 +13,7 @@ from PIL import Image
 
 import adapt
 from adapt.data import Item, load, open_image
+from adapt.evaluation.free_text import token_f1
 from adapt.labelling.describing import DESCRIBE, GOOD, Describer, PairMaker, write_rows
 from adapt.models.native_vlm import ChatModel
 from adapt.models.unadapted import unadapted
@@ -83,16 +83,7 @@ def _described(model: ChatModel, folder: Path, names: Sequence[str], items: Sequ
     """Return the mean F1 of the words of descriptions and true captions."""
     made = write_rows(folder / "captions.jsonl", names, Describer(model, str(folder / "test"), prompt, tokens=24))
     (folder / "captions.jsonl").unlink()
-    return mean(f1(str(row["caption"]), item.text) for row, item in zip(made, items, strict=True))
-
-
-def f1(answer: str, caption: str) -> float:
-    """Return the F1 of the words that say something, which all but articles do."""
-    words = [
-        Counter(word for word in text.lower().rstrip(".").split() if word not in ("a", "an", "of"))
-        for text in (answer, caption)
-    ]
-    return 2 * (words[0] & words[1]).total() / max(1, words[0].total() + words[1].total())
+    return mean(token_f1(str(row["caption"]), item.text) for row, item in zip(made, items, strict=True))
 
 
 def _truer(made: Sequence[dict[str, object]], truth: dict[str, str], seed: int) -> Iterator[Row]:
@@ -101,7 +92,7 @@ def _truer(made: Sequence[dict[str, object]], truth: dict[str, str], seed: int) 
     for row in made:
         caption, source = truth[str(row["image"])], row["source"]
         assert isinstance(source, dict)
-        gain = f1(str(row["chosen"]), caption) - f1(str(row["rejected"]), caption)
+        gain = token_f1(str(row["chosen"]), caption) - token_f1(str(row["rejected"]), caption)
         for kind in ("all", str(source["made"])):
             by_kind.setdefault(kind, []).append(gain)
     for kind, gains in sorted(by_kind.items()):

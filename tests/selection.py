@@ -4,7 +4,7 @@ A test that is marked `full` repeats at length what a shorter test checks too: o
 parametrised `by_turns` meets all these values in the full run; otherwise it runs once for each set of its other
 parameters, and takes one of these values, or a few, drawn by its name. `pytestmark = pytest.mark.by_turns("new")` says
 so of a fixture's parameters, for all tests of a file. `make test-ci` is the full run without what is marked
-`at_length`, as `third` marks two of three values.
+`at_length`, as `one_in` marks most values.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def by_turns(names: str | tuple[str, ...], values: Iterable[Any], take: int = 1,
     return lambda test: mark(pytest.mark.parametrize(names, values, **options)(test))
 
 
-def third(values: Iterable[Any]) -> list[Any]:
-    """Return parameters for `values`, of which `make test-ci` takes every third."""
+def one_in(count: int, values: Iterable[Any]) -> list[Any]:
+    """Return parameters for `values`, of which `make test-ci` takes the first of each `count`."""
     return [
         pytest.param(
-            *(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.at_length if place % 3 else ()
+            *(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.at_length if place % count else ()
         )
         for place, value in enumerate(values)
     ]

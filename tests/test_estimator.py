@@ -71,6 +71,7 @@ def few(tiny_split: Split) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.full
+@pytest.mark.at_length
 @pytest.mark.filterwarnings("ignore")
 def test_the_checks_of_scikit_learn_pass_on_rows_that_are_painted(model_folder: Path) -> None:
     estimator = OnRows("linear_probe", str(model_folder), overrides={"method.strength": 1e4})

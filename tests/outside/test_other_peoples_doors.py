@@ -107,6 +107,7 @@ def test_a_reader_of_ones_own_serves_commands(seen: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.full
+@pytest.mark.at_length
 def test_recommend_reads_by_a_reader_of_ones_own(seen: Path, tmp_path: Path) -> None:
     _adapt("recommend", seen, "--backbone", "mini-clip", "--out", tmp_path / "advice")
     assert list((tmp_path / "advice").rglob("adapter.safetensors"))
