@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from adapt.backbones import chat_templates
-from adapt.backbones.base import Backbone, ImageEncoder
+from adapt.backbones.base import Backbone, DualEncoder, ImageEncoder
 from adapt.backbones.decoder import decoder_tower
 from adapt.backbones.locks import alone
-from adapt.backbones.tower import tokens_of
+from adapt.backbones.preprocess import Repixelled
+from adapt.backbones.tower import Block, tokens_of
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 
@@ -47,6 +50,11 @@ class VisionLLM(Backbone):
     chat template, or is `question: ... answer:` if the tokenizer has no template. `patch_block` is the index of the
     vision block whose output gives the patch features; by default the last but one, as in LLaVA, and the last of
     `Eyes`.
+
+    With a `second` encoder of images, each patch has the features of both side by side (see `joined`). It reads the
+    same pixels in its own size and normalisation, cannot be edited, and its patches are brought to the grid of the
+    first one's. Of an encoder of images alone, such as DINOv2, they are the outputs of the last block (Tong et al.,
+    Eyes Wide Shut?, CVPR 2024).
     """
 
     kind = "vision LLM"
@@ -57,6 +65,7 @@ class VisionLLM(Backbone):
         llm: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        second: ImageEncoder | None = None,
         name: str | None = None,
         prompt: str | None = None,
         patch_block: int | None = None,
@@ -70,7 +79,7 @@ class VisionLLM(Backbone):
         if not -blocks <= patch_block < blocks:
             raise AdaptError(f"patch_block is {patch_block}, but the vision tower has only {blocks} blocks")
         super().__init__(
-            model=nn.ModuleDict({"vision": vision.model, "llm": llm}),
+            model=nn.ModuleDict({"vision": vision.model, "llm": llm} | ({"second": second.model} if second else {})),
             towers={"vision": tower, "decoder": decoder_tower(llm)},
             tokenizer=tokenizer,
             preprocess=vision.preprocess,
@@ -82,7 +91,7 @@ class VisionLLM(Backbone):
         self.prompt = prompt or _chat_prompt(tokenizer) or PROMPT
         if self.prompt.count("{}") != 1 or self.prompt.count(IMAGE) != 1:
             raise AdaptError(f"prompt is {self.prompt!r}; expected exactly one {{}} for the question, and one {IMAGE}")
-        self._encode, self._vision = vision.encode_image, vision.model
+        self._encode, self._vision, self.second = vision.encode_image, vision.model, second
 
     def patches(self, images: Tensor) -> Tensor:
         """Return patch features `(b, p, d)` of images `(b, 3, h, w)` after `patch_block`, without other tokens."""
@@ -95,17 +104,21 @@ class VisionLLM(Backbone):
 
     def tokens(self, images: Tensor) -> Tensor:
         """Return features `(b, l, d)` of images `(b, 3, h, w)` after `patch_block`, those of a class token first."""
-        tower = self.towers["vision"]
-        block, outputs = tower.blocks[self.patch_block], list[Tensor]()
+        tower, images = self.towers["vision"], images.to(self.dtype)
         with alone(self.model):  # otherwise the hook would also see other threads' calls
-            handle = block.module.register_forward_hook(
-                lambda module, inputs, output: outputs.append(tokens_of(output))
-            )
-            try:
-                self._encode(images.to(self.dtype))
-            finally:
-                handle.remove()
-        return outputs[0] if block.batch_first else outputs[0].transpose(0, 1)
+            tokens = _after(tower.blocks[self.patch_block], self._encode, images)
+            if self.second is None:
+                return tokens
+            own, pixels = self.second.tower("vision"), Repixelled(self.preprocess, self.second.preprocess)(images)
+            block = own.blocks[self.patch_block if isinstance(self.second, DualEncoder) else -1]
+            others = _after(block, self.second.encode_image, pixels.to(self.second.dtype))[:, own.form.first_patch :]
+        others = on_grid(others.to(tokens.dtype), tokens.shape[1] - self.first_patch)
+        return torch.cat([tokens, F.pad(others, (0, 0, self.first_patch, 0))], dim=-1)
+
+    @property
+    def widths(self) -> list[int]:
+        """The widths of the features of a patch: that of the vision tower, and that of a second one."""
+        return [self.tower("vision").width] + ([self.second.tower("vision").width] if self.second else [])
 
     def patch_shape(self) -> tuple[int, int]:
         """Return the number of patches per image and the width of a patch feature, measured by one forward pass."""
@@ -136,7 +149,8 @@ class VisionLLM(Backbone):
         return answered, len(answered) - common
 
     def reading(self) -> dict[str, object]:
-        return super().reading() | {"prompt": self.prompt, "patch_block": self.patch_block}
+        second = {"second": self.second.reading()} if self.second else {}
+        return super().reading() | {"prompt": self.prompt, "patch_block": self.patch_block} | second
 
     def read_as(self, reading: JsonObject) -> None:
         self.prompt = reading.get("prompt", self.prompt)
@@ -150,6 +164,29 @@ class VisionLLM(Backbone):
     @property
     def _parameter(self) -> Tensor:
         return next(parameter for parameter in self._vision.parameters() if parameter.is_floating_point())
+
+
+def _after(block: Block, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return the output `(b, l, d)` of a block while images are encoded."""
+    outputs = list[Tensor]()
+    handle = block.module.register_forward_hook(lambda module, inputs, output: outputs.append(tokens_of(output)))
+    try:
+        encode(images)
+    finally:
+        handle.remove()
+    return outputs[0] if block.batch_first else outputs[0].transpose(0, 1)
+
+
+def on_grid(patches: Tensor, count: int) -> Tensor:
+    """Return the patches `(b, p, d)` of a square, interpolated between, as `count` patches of the same square.
+
+    Raises AdaptError if one of both numbers is no square.
+    """
+    sides = [math.isqrt(number) for number in (patches.shape[1], count)]
+    if [side**2 for side in sides] != [patches.shape[1], count]:
+        raise AdaptError(f"two vision towers give {count} and {patches.shape[1]} patches; expected those of squares")
+    square = patches.transpose(1, 2).unflatten(-1, (sides[0], sides[0]))
+    return F.interpolate(square, (sides[1], sides[1]), mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
 
 
 def _chat_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -3,10 +3,11 @@
 Papers: Merullo et al., Linearly Mapping from Image to Text Space, ICLR 2023 (LiMBeR); Liu et al., Improved Baselines
 with Visual Instruction Tuning, CVPR 2024 (LLaVA-1.5). Losses beside the answers': Park et al., Bridging Vision and
 Language Spaces with Assignment Prediction, ICLR 2024 (VLAP); Liu et al., Contrastive Vision-Language Alignment Makes
-Efficient Instruction Learner, arXiv 2311.17945 (CG-VLM).
+Efficient Instruction Learner, arXiv 2311.17945 (CG-VLM). Two vision towers (`mix`): Tong et al., Eyes Wide Shut?
+Exploring the Visual Shortcomings of Multimodal LLMs, CVPR 2024 (mixtures of features).
 References: LLaVA as implemented in transformers (`LlavaMultiModalProjector`), whose parameter names are used here;
-jmerullo/limber `ed3e942`; park-jungin/vlap `5caf538` (no licence: only its formulas were read). CG-VLM has no public
-code: `align: words` is our reading.
+jmerullo/limber `ed3e942`; park-jungin/vlap `5caf538` (no licence: only its formulas were read); tsb0601/MMVP
+`7635005`, which has interleaved features alone. CG-VLM has no public code: `align: words` is our reading.
 Deviations:
 * The language model stays frozen; LLaVA also trains it in its second stage (see `compose` and `lora` for that).
 * LiMBeR reads a pooled vector of a ResNet where `tokens` is set; here it is the mean of the patches.
@@ -16,6 +17,8 @@ Deviations:
   is the default here; `transport: softmax` is what the code computes.
 * CG-VLM's embeddings are those of the input, its temperature is fixed, and its weight is 1: the paper's abstract alone
   was available. Images with equal texts are not contrasted.
+* A second tower's patches are brought to the grid of the first one's, which the reference expects to be equal; `add`
+  weighs both as the paper says, and `beside` is our default.
 * Of a native vision-language model, the linear maps of its own connector are learned anew, in the connector's own form.
 
 Of the losses that draw visual tokens to words, beside the loss on the answers, `contrast_with_words` is CG-VLM's: an
@@ -44,6 +47,7 @@ from adapt.methods.base.step import contrast, equal_texts
 from adapt.methods.base.traits import Imported, OwnTerms, ReadsPublished
 
 _WEIGHTS = {"words": 1.0, "assignment": 0.1}
+_MAPS = ("linear", "second")  # names of the maps of a vision tower, and of a second one
 
 
 class ProjectorConfig(MethodConfig):
@@ -59,11 +63,18 @@ class ProjectorConfig(MethodConfig):
     """The weight of that loss; by default 1 for words and 0.1 for assignment."""
     transport: Literal["sinkhorn", "softmax"] = "sinkhorn"
     """How `assignment` assigns: by optimal transport (the paper), or each sample by itself (its code)."""
+    mix: Literal["beside", "interleave", "add"] = "beside"
+    """How the patches of two vision towers become tokens: from both features side by side, or from those of each tower
+    by maps of its own, whose tokens then take turns or are added (Tong et al.)."""
+    share: float = Field(default=0.5, ge=0, le=1)
+    """Of `add`: the second tower's share of a token."""
 
     @model_validator(mode="after")
     def _linear(self) -> ProjectorConfig:
         if self.tokens is not None and self.kind != "linear":
             raise ValueError(f"kind is {self.kind}; expected linear where tokens is set")
+        if self.tokens is not None and self.mix != "beside":
+            raise ValueError(f"mix is {self.mix}; expected beside where tokens is set")
         if self.align == "none" and self.align_weight is not None:
             raise ValueError("align_weight needs a loss: set align to words or assignment")
         return self
@@ -109,9 +120,17 @@ class Projector(Method[Step], ReadsPublished, OwnTerms):
             return
         assert isinstance(backbone, VisionLLM)
         _, width = backbone.patch_shape()
-        target = backbone.tower("decoder").width
-        self.linear_1 = nn.Linear(width, target * (self.config.tokens or 1))
-        self.linear_2 = nn.Linear(target, target) if self.config.kind == "mlp" else None
+        target, widths = backbone.tower("decoder").width, [width]
+        if self.config.mix != "beside":
+            if backbone.second is None:
+                raise AdaptError(
+                    f"projector: method.mix is {self.config.mix}, but {backbone.describe()} has one vision tower: name "
+                    "two, as FIRST&SECOND+LLM, or leave method.mix out"
+                )
+            widths = backbone.widths
+        for name, each in zip(_MAPS, widths, strict=False):
+            self.add_module(f"{name}_1", nn.Linear(each, target * (self.config.tokens or 1)))
+            self.add_module(f"{name}_2", nn.Linear(target, target) if self.config.kind == "mlp" else None)
         self.act = nn.GELU()
         words = len(backbone.llm.get_input_embeddings().weight)
         self.register_buffer("log_prior", prior(torch.zeros(words)), persistent=False)
@@ -137,14 +156,24 @@ class Projector(Method[Step], ReadsPublished, OwnTerms):
         if self._native:
             renewed = [(index, self.get_submodule(str(index))) for index in range(len(tower.blocks))]
             return [Replace(index, name, linear) for index, maps in renewed for name, linear in maps.named_children()]
-        features = context.tokens("vision").to(self.linear_1.weight.dtype)
+        features = context.tokens("vision").to(next(self.parameters()).dtype)
         if self.config.tokens:
-            tokens = self.linear_1(features.mean(1)).unflatten(-1, (self.config.tokens, -1))
+            tokens = self._mapped("linear", features.mean(1)).unflatten(-1, (self.config.tokens, -1))
+        elif self.config.mix == "beside":
+            tokens = self._mapped("linear", features)
         else:
-            tokens = self.linear_1(features)
-        if self.linear_2 is not None:
-            tokens = self.linear_2(self.act(tokens))
+            widths = [self.get_submodule(f"{name}_1").in_features for name in _MAPS]
+            first, second = map(self._mapped, _MAPS, features.split(widths, dim=-1))
+            if self.config.mix == "add":
+                tokens = torch.lerp(first, second, self.config.share)
+            else:
+                tokens = torch.stack([first, second], dim=2).flatten(1, 2)
         return [Tokens(F.dropout(tokens, self.config.dropout, self.training)[:, None])]
+
+    def _mapped(self, name: str, features: Tensor) -> Tensor:
+        first, second = getattr(self, f"{name}_1"), getattr(self, f"{name}_2")
+        tokens: Tensor = first(features)
+        return tokens if second is None else second(self.act(tokens))
 
     def prepare(self, training: Training) -> None:
         """Count the tokens of the training answers, which are the prior of VLAP's assignments."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptError, methods
-from adapt.backbones.vision_llm import VisionLLM
+from adapt.backbones.vision_llm import VisionLLM, on_grid
 from adapt.methods import projector
 from adapt.methods.base import Context
 from adapt.models import generation
@@ -147,3 +148,69 @@ def test_answers_have_the_tokens_that_training_reads() -> None:
     for text, row, own in zip(["banana", "two bananas"], ids, mask, strict=True):
         targets = generation.rows(backbone, ["what is it?"], [text], 0, left=False).targets[0]
         assert row[own].tolist() == targets[targets >= 0][:-1].tolist()  # without the end
+
+
+def two_eyes(first: tiny_llms.Unfold, second: tiny_llms.Unfold) -> VisionLLM:
+    llm = tiny_llms.causal("LlamaConfig", hidden_size=32, num_hidden_layers=1)().eval()
+    return VisionLLM(first.vision(), llm, tiny_llms.tokenizer(), second=second.vision(), patch_block=-1)
+
+
+def test_the_patches_of_two_towers_stand_side_by_side() -> None:
+    image = torch.randn(2, 3, 16, 16)
+    own = tiny_llms.Unfold(16, 4)
+    seen = two_eyes(own, tiny_llms.Unfold(16, 4))
+    alone = F.unfold(image, 4, stride=4).transpose(1, 2)
+    assert torch.equal(seen.patches(image), torch.cat([alone, alone], dim=-1))
+    assert (seen.widths, seen.patch_shape()) == ([48, 48], (16, 96))
+    assert seen.reading()["second"] == tiny_llms.Unfold(16, 4).vision().reading()
+    # 64 pixels in patches of 8 are 64 patches, four of which meet one of the first tower's
+    rows = torch.linspace(-1, 1, 16)[:, None].expand(3, 16, 16)[None]
+    both = two_eyes(own, tiny_llms.Unfold(64, 8)).patches(rows)
+    assert both.shape == (1, 16, 48 + 192)
+    shades = both[..., 48:].mean(-1).view(4, 4)
+    assert torch.allclose(shades, rows.view(3, 4, 4, 4, 4).mean((0, 2, 4)), atol=0.06)  # less at the edges
+    with pytest.raises(AdaptError, match="two vision towers give 12 and 9 patches; expected those of squares"):
+        on_grid(torch.zeros(1, 9, 4), 12)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_tokens_of_two_towers(kind: Any) -> None:
+    patches = torch.randn(2, 16, 48 + 192)
+    for mix in ("beside", "interleave", "add"):
+        method: Any = methods.Projector(kind=kind, mix=mix, share=0.25)
+        adapt.wrap(two_eyes(tiny_llms.Unfold(16, 4), tiny_llms.Unfold(64, 8)), method)
+        [edit] = method.edits(None, Context(tokens={"vision": lambda: patches}))
+
+        def mapped(name: str, features: Tensor, method: Any = method) -> Tensor:
+            tokens: Tensor = method.get_submodule(f"{name}_1")(features)
+            return tokens if kind == "linear" else method.get_submodule(f"{name}_2")(F.gelu(tokens))
+
+        if mix == "beside":
+            expected = mapped("linear", patches)
+        else:
+            first, second = mapped("linear", patches[..., :48]), mapped("second", patches[..., 48:])
+            expected = 0.75 * first + 0.25 * second
+            if mix == "interleave":
+                expected = torch.empty(2, 32, 32)
+                expected[:, ::2], expected[:, 1::2] = first, second
+        assert scaled(edit.values[:, 0], expected) < 1e-6
+
+
+def test_two_towers_are_named_and_their_adapter_loads(tmp_path: Path) -> None:
+    name = "mini-clip&mini-clip-half+mini-lm"
+    model = adapt.wrap(adapt.load_backbone(name, "cpu"), methods.Projector(mix="interleave"))
+    patches = model.backbone.patches(torch.randn(1, 3, 64, 64))
+    half = adapt.load_backbone("mini-clip&mini-clip+mini-lm", "cpu")
+    assert patches.shape == (1, 64, 192 + 96)
+    assert half.patch_shape() == (64, 384)
+    model.save(tmp_path / "adapter.safetensors")
+    again = adapt.load(tmp_path / "adapter.safetensors", device="cpu")
+    assert again.backbone.name == name
+    asked = torch.randn(2, 3, 64, 64), ["what is it?"] * 2
+    assert torch.equal(model.eval()(*asked), again.eval()(*asked))
+    with pytest.raises(AdaptError, match="but mini-clip\\+mini-lm has one vision tower: name two, as FIRST&SECOND"):
+        adapt.wrap(adapt.load_backbone("mini-clip+mini-lm", "cpu"), methods.Projector(mix="add"))
+    with pytest.raises(AdaptError, match="mix is add; expected beside where tokens is set"):
+        methods.Projector(kind="linear", tokens=4, mix="add")
+    with pytest.raises(AdaptError, match="expected two encoders of the same pixels around the &"):
+        adapt.load_backbone("mini-clip&mini-vilt+mini-lm", "cpu")

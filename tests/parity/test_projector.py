@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import published
@@ -95,3 +96,37 @@ def test_ola() -> None:
     (first + second).backward()
     expected.relative("grad.predicted", predicted.grad)
     expected.relative("grad.logit_scale", scale.grad)
+
+
+def _first(stored: Tensor, row: int, count: int) -> Tensor:
+    return stored[row, :count]
+
+
+def test_features_of_two_towers_take_turns() -> None:
+    """Rows of text and images as the reference merges them, and the gradients of both projectors."""
+    settings, expected = published.case("mof_interleaved")
+    tensors = {
+        f"{ours}_{part}.{key}": expected[f"param.{theirs}.{place}.{key}"]
+        for ours, theirs in (("linear", "mm_projector"), ("second", "dino_mm_projector"))
+        for part, place in ((1, 0), (2, 2))
+        for key in ("weight", "bias")
+    }
+    method: Any = methods.Projector(mix="interleave")
+    for name in ("linear_1", "linear_2", "second_1", "second_2"):
+        method.add_module(name, nn.Linear(*tensors[f"{name}.weight"].shape[::-1]))
+    method.act = nn.GELU()
+    method.load_state_dict(tensors)
+    features = torch.cat([expected["clip_features"], expected["dino_features"]], dim=-1)
+    tokens, words = iter(tokens_of(method, features)), expected["param.embed_tokens.weight"]
+    loss = torch.zeros(())
+    for row, (ids, mask) in enumerate(zip(expected["ids"], expected["attention_mask"], strict=True)):
+        places = ids[mask.bool()].tolist()
+        merged = torch.cat([next(tokens) if at == settings["image_token"] else words[at][None] for at in places])
+        expected.scaled("embeds", merged, partial(_first, row=row, count=len(merged)))
+        loss = loss + (merged * expected["upstream"][row, : len(merged)]).sum()
+    loss.backward()
+    for ours, theirs in (("linear", "mm_projector"), ("second", "dino_mm_projector")):
+        for part, place in ((1, 0), (2, 2)):
+            for key in ("weight", "bias"):
+                parameter = method.get_parameter(f"{ours}_{part}.{key}")
+                expected.relative(f"grad.{theirs}.{place}.{key}", parameter.grad)

@@ -12,7 +12,7 @@ from adapt.common.errors import AdaptError
 if TYPE_CHECKING:
     import torch
 
-    from adapt.backbones.base import Backbone
+    from adapt.backbones.base import Backbone, ImageEncoder
 
 
 class JoinedEncoders(Family):
@@ -32,18 +32,24 @@ class JoinedEncoders(Family):
         return families.of(first).reads_texts_of(first)
 
     def load(self, spec: str, device: torch.device) -> Backbone:
-        from adapt.backbones.base import ImageEncoder
         from adapt.backbones.joined import joined
-        from adapt.backbones.load import of_one_model
 
-        first, _, second = spec.partition("&")
-        if "&" in second:
-            raise AdaptError(f"{spec} names more than two models: expected FIRST&SECOND")
-        encoders = []
-        for name in (first, second):
-            encoder = of_one_model(name, device)
-            if not isinstance(encoder, ImageEncoder) or encoder.as_decoded:
-                what = "prepares images by itself" if encoder.as_decoded else f"is a {encoder.kind}"
-                raise AdaptError(f"{name} {what}; expected two encoders of the same pixels around the &")
-            encoders.append(encoder)
-        return joined(encoders[0], encoders[1], spec)
+        return joined(*two_encoders(spec, device), spec)
+
+
+def two_encoders(spec: str, device: torch.device) -> tuple[ImageEncoder, ImageEncoder]:
+    """Return the encoders of images named FIRST&SECOND. Raises AdaptError for other models, and for more than two."""
+    from adapt.backbones.base import ImageEncoder
+    from adapt.backbones.load import of_one_model
+
+    first, _, second = spec.partition("&")
+    if "&" in second:
+        raise AdaptError(f"{spec} names more than two models: expected FIRST&SECOND")
+    encoders = []
+    for name in (first, second):
+        encoder = of_one_model(name, device)
+        if not isinstance(encoder, ImageEncoder) or encoder.as_decoded:
+            what = "prepares images by itself" if encoder.as_decoded else f"is a {encoder.kind}"
+            raise AdaptError(f"{name} {what}; expected two encoders of the same pixels around the &")
+        encoders.append(encoder)
+    return encoders[0], encoders[1]

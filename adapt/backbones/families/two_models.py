@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from adapt.backbones.base import Backbone
+    from adapt.backbones.base import Backbone, ImageEncoder
     from adapt.backbones.vision_llm import VisionLLM
 
 
@@ -22,21 +22,33 @@ class TwoModels(Family):
     forms: ClassVar = {
         "mini-clip+mini-lm": "the bundled CLIP's vision encoder for the bundled language model (offline)",
         "VISION+LLM": "a CLIP from above, and a decoder of transformers, e.g. mini-clip+hf:Qwen/Qwen2.5-0.5B",
+        "FIRST&SECOND+LLM": "two encoders of images and a decoder, in quotes, e.g. 'mini-clip&mini-clip-half+mini-lm'",
     }
 
     def claims(self, spec: str) -> bool:
         vision, _, llm = spec.partition("+")
         native = spec.startswith(("embed:", "last:", "heads:"))
-        return bool(vision and llm) and "&" not in spec and not native and not Path(spec).is_dir()
+        return bool(vision and llm) and not native and not Path(spec).is_dir()
 
     def load(self, spec: str, device: torch.device) -> Backbone:
+        from adapt.backbones.families.joined_encoders import two_encoders
         from adapt.backbones.load import of_one_model
 
         vision, _, llm = spec.partition("+")
-        return with_language_model(of_one_model(vision, device), llm, device, name=spec)
+        if "&" not in vision:
+            return with_language_model(of_one_model(vision, device), llm, device, name=spec)
+        first, second = two_encoders(vision, device)
+        return with_language_model(first, llm, device, second=second, name=spec)
 
 
-def with_language_model(encoder: Backbone, spec: str, device: torch.device, name: str | None = None) -> VisionLLM:
+def with_language_model(
+    encoder: Backbone,
+    spec: str,
+    device: torch.device,
+    *,
+    second: ImageEncoder | None = None,
+    name: str | None = None,
+) -> VisionLLM:
     """Return a vision LLM that combines the vision tower of `encoder` with the causal language model `spec`.
 
     `spec` is hf:NAME, a folder or mini-lm. The language model keeps the precision of its checkpoint, except that fp16
@@ -59,7 +71,7 @@ def with_language_model(encoder: Backbone, spec: str, device: torch.device, name
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if device.type == "cpu" and llm.dtype == torch.float16:
         llm = llm.float()
-    return VisionLLM(encoder, llm, tokenizer, name=name)
+    return VisionLLM(encoder, llm, tokenizer, second=second, name=name)
 
 
 def language_model(spec: str) -> PreTrainedModel:
