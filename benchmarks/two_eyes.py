@@ -15,7 +15,7 @@ from adapt.training.run_recipe import build, plan_of
 from benchmarks.drawings import drawings, paired, per_cent, right, row_of
 from benchmarks.measure import Row
 
-DATA, SEEDS = "emoji-questions", (1, 2, 3)
+DATA, SEEDS, EPOCHS = "emoji-questions", (1, 2, 3), 2
 ONE, TWO, TWICE = (f"{eyes}+mini-lm" for eyes in ("mini-clip", "mini-clip&mini-clip-half", "mini-clip&mini-clip"))
 EYES: dict[str, tuple[str, dict[str, Any]]] = {  # a backbone, and settings of the projector
     "one tower": (ONE, {}),
@@ -39,7 +39,11 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
         rights = list[Tensor]()
         for seed in SEEDS:
             progress(f"{case}, seed {seed}")
-            changes = [("seed", seed), *((f"method.{name}", value) for name, value in settings.items())]
+            changes = [
+                ("seed", seed),
+                ("train.epochs", EPOCHS),
+                *((f"method.{name}", value) for name, value in settings.items()),
+            ]
             recipe = read_recipe("projector", changes, DATA)
             model = cast("SpeakingModel", build(recipe, split.class_names, adapt.load_backbone(backbone, "cpu")))
             fit_plan(plan_of(recipe, model, split), None)
