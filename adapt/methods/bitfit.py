@@ -4,7 +4,7 @@ Papers: Ben Zaken et al., BitFit: Simple Parameter-efficient Fine-tuning for Tra
 ACL 2022; also the first stage of Farina et al., CVPR 2025.
 Reference: rethinking_fewshot_vlms `64ac143`, `fs/utils/model_utils.py`.
 Deviations: the biases of q, k and v stay frozen, as in this reference and unlike the paper; biases are fp32 whatever
-the backbone's precision.
+the backbone's precision. The norms outside the blocks are tuned whichever block is the first.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class BitFit(LNTuning):
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         for name in self.config.towers:
             tower = backbone.tower(name)
-            hold(self, name, {index: self._biases(block) for index, block in self.present(tower)})
+            hold(self, name, {index: self._biases(block) for index, block in self.tuned_blocks(tower)})
             for part, called in _outer(tower):
                 self._owner(tower).add_module(called, _Bias(layer_norm(tower.parts[part], self)))
         self.to(backbone.device)

@@ -6,9 +6,7 @@ Reference: CLAP `dbdf409`, `trainers/adapters.py`.
 Deviations:
 * Underscores of class names read as spaces, as in every method.
 * An epoch takes one view of each image; the reference's epoch has as many steps, over rows drawn from all views.
-* Only the published constraint, `l2`, is implemented. The reference also has constraints that change their weights
-  between epochs (`l2_adaptative`), weight all classes equally (`l2_constant`, `l2_corrected`, `balanced`), or use
-  cosines.
+* Of the reference's constraints, those by cosines are left out, as all published runs measure squared distances.
 """
 
 from __future__ import annotations
@@ -30,9 +28,11 @@ from adapt.prompts import several
 
 
 class CLAPConfig(MethodConfig):
-    constraint: Literal["l2", "none"] = "l2"
+    constraint: Literal["l2", "adaptive", "corrected", "constant", "balanced", "none"] = "l2"
     """The penalty on a class's weights: `l2`, their squared distance from the text feature, larger for a class that
-    zero-shot recognises better; or `none` (ZS-LP)."""
+    zero-shot recognises better; or `none` (ZS-LP). `adaptive` is `l2` at first, and grows after each epoch for classes
+    that have moved; `corrected` scales the weights of `l2` to a mean of 1; `constant` is their mean, and `balanced` 1,
+    for all classes."""
     template: Templates = "a photo of a {}."
     """One template, or several whose features are averaged before normalisation."""
 
@@ -47,21 +47,31 @@ class CLAP(Method[ImageStep]):
     begins_anew = True
     needs_every_class = True
     _multipliers: Tensor
+    _moved: Tensor
+    _base: Tensor
     prompts = no_prompts  # the template is read by the frozen model alone
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         classes, device = len(class_names), backbone.device
         self.prototypes = nn.Parameter(torch.zeros(classes, backbone.embed_dim, device=device))
-        self.register_buffer("_multipliers", torch.zeros(classes, device=device), persistent=False)
+        for name in ("_multipliers", "_moved"):
+            self.register_buffer(name, torch.zeros(classes, device=device), persistent=False)
+        self.register_buffer("_base", torch.zeros_like(self.prototypes), persistent=False)
 
     def prepare(self, training: Training) -> None:
         """Initialise the prototypes with text features, and compute each class's penalty weight by `sureness`."""
         base = training.classifier.frozen_class_features(several(self.config.template), "raw")
         with torch.no_grad():
             self.prototypes.copy_(base)
-        if self.config.constraint == "l2":
+        self._base = base.to(self.prototypes)
+        constraint, even = self.config.constraint, torch.ones_like(self._multipliers)
+        if constraint == "balanced":
+            self._multipliers = even
+        elif constraint != "none":
             rows, labels = rows_of(training, training.settings.views or 0, base.device)
-            self._multipliers = self.sureness(ImageStep(training.classifier, Encoded(rows)), labels)
+            sure = self.sureness(ImageStep(training.classifier, Encoded(rows)), labels)
+            changed = {"corrected": sure / sure.mean(), "constant": sure.mean() * even}
+            self._multipliers = changed.get(constraint, sure)
 
     def sureness(self, step: ImageStep, labels: Tensor) -> Tensor:
         """Return the mean zero-shot probability `(n,)` of each class for its own images. Every class needs an image."""
@@ -74,11 +84,21 @@ class CLAP(Method[ImageStep]):
 
     def loss(self, step: ImageStep) -> Terms:
         terms = super().loss(step)
-        if self.config.constraint == "l2":
-            base = step.frozen_class_features(several(self.config.template), "raw")
-            apart = (self.prototypes - base).square().sum(-1)
-            terms["constraint"] = (self._multipliers * apart).mean()
+        if self.config.constraint != "none":
+            terms["constraint"] = (self._multipliers * self._apart()).mean()
         return terms
 
+    def _apart(self) -> Tensor:
+        """Return each class's squared distance `(n,)` from its text feature."""
+        return (self.prototypes - self._base).square().sum(-1)
+
+    @torch.no_grad()
+    def epoch_done(self, epoch: int, epochs: int) -> None:
+        """Take a step of the augmented Lagrangian, if `adaptive`: its rate is the distance an epoch before, first 0."""
+        if self.config.constraint == "adaptive":
+            apart = self._apart()
+            self._multipliers = self._multipliers + self._moved * apart
+            self._moved = apart
+
     def training_state(self) -> dict[str, Tensor]:
-        return {"multipliers": self._multipliers}
+        return {"multipliers": self._multipliers, "moved": self._moved}

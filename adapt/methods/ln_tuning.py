@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
-from adapt.backbones.tower import Tower
+from adapt.backbones.tower import Block, Tower
 from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Replace
 from adapt.methods.base import Context, Method, Step
@@ -31,6 +31,10 @@ NORMS = {"norm1": "ln_1", "norm2": "ln_2"}  # the names in CLIP's own state
 class LNTuningConfig(TemplatesConfig):
     towers: tuple[Literal["text", "vision"], ...] = Field(default=("text", "vision"), min_length=1)
     """The tuned towers."""
+    text_start: int = Field(default=0, ge=0)
+    """The first tuned block of the text tower, counted from 0."""
+    vision_start: int = Field(default=0, ge=0)
+    """The same of the vision tower."""
 
 
 class LNTuning(Method[Step], InsideBlocks):
@@ -44,13 +48,22 @@ class LNTuning(Method[Step], InsideBlocks):
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         for name in self.config.towers:
-            blocks = self.present(backbone.tower(name))
             norms: dict[int, dict[str, nn.Module]] = {
                 index: {called: TunedNorm(layer_norm(getattr(block, part), self)) for part, called in NORMS.items()}
-                for index, block in blocks
+                for index, block in self.tuned_blocks(backbone.tower(name))
             }
             hold(self, name, norms)
         self.to(backbone.device)
+
+    def tuned_blocks(self, tower: Tower) -> list[tuple[int, Block]]:
+        """Return the blocks of `tower` from the first tuned one on, each with its index."""
+        first, blocks = getattr(self.config, f"{tower.name}_start"), len(tower.blocks)
+        if first >= blocks:
+            raise AdaptError(
+                f"{self.name}: {tower.name}_start is {first}, but the {tower.name} tower has {blocks} blocks: give 0 "
+                f"to {blocks - 1}"
+            )
+        return [(index, block) for index, block in self.present(tower) if index >= first]
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         return [

@@ -5,7 +5,7 @@ Reference: rethinking_fewshot_vlms `64ac143`, `fs/twostage.py`, `fs/utils/model_
 Deviations:
 * The recipe's steps are those of the second stage; `first` is the number of first-stage steps for each of them.
 * Tuned tensors are fp32 whatever the backbone's precision.
-* All blocks are tuned; a first block (`vision_start`, `text_start`), and LoRA as the first stage, are not implemented.
+* LoRA as the first stage is left out.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from adapt.edits import Edit
 from adapt.methods.base import Context, ImageStep, Method, Training
 from adapt.methods.base.traits import InsideBlocks
 from adapt.methods.bitfit import BitFit
-from adapt.methods.ln_tuning import LNTuning
-from adapt.methods.zero_shot import TemplatesConfig
+from adapt.methods.ln_tuning import LNTuning, LNTuningConfig
 
 STAGES: dict[str, type[LNTuning]] = {"norms": LNTuning, "biases": BitFit}
 
 
-class TwoStageConfig(TemplatesConfig):
+class TwoStageConfig(LNTuningConfig):
     tune: Literal["norms", "biases"] = "norms"
     """The tensors that the first stage tunes."""
     first: float = Field(default=1.5, gt=0)
@@ -48,13 +47,13 @@ class TwoStage(Method[ImageStep], InsideBlocks):
     title = "2SFS (Farina et al., CVPR 2025)"
     Config = TwoStageConfig
     learns_any_step = True
-    touches = frozenset({"text", "vision"})
     needs_every_class = True
     begins_anew = True
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self._names, self._unclassified = tuple(class_names), False
-        self.tuned = STAGES[self.config.tune]()
+        shared = {name: getattr(self.config, name) for name in LNTuningConfig.model_fields}
+        self.tuned = STAGES[self.config.tune](**shared)
         self.tuned.absent = self.absent
         self.tuned.build(backbone, class_names)
         classifier = torch.zeros(len(class_names), backbone.embed_dim, device=backbone.device)

@@ -58,6 +58,35 @@ def learned(
     return step.logits, terms, dict(zip(dict(model.method.named_parameters()), found, strict=True))
 
 
+@pytest.mark.parametrize("constraint", ["adaptive", "corrected", "constant", "balanced"])
+def test_other_constraints_of_clap(constraint: str) -> None:
+    """Weights of classes from what zero-shot recognises, and the rise of adaptive ones by the epoch before."""
+    images, _ = pictures(6)
+    labels = torch.tensor([0, 1, 1, 2, 3, 3])
+    model = made(methods.CLAP(constraint=constraint))
+    method: Any = model.method
+    method.prepare(Given(model, images[None], labels))
+    base, features = texts(model, "a photo of a {}."), unit(raw(model, images))
+    shares = (model.backbone.logit_scale * features @ unit(base).T).softmax(-1)
+    sure = torch.stack([shares[labels == label, label].mean() for label in range(4)])
+    even = torch.ones_like(sure)
+    weights = {"corrected": sure / sure.mean(), "constant": sure.mean() * even, "balanced": even}.get(constraint, sure)
+    moved = torch.zeros_like(sure)
+    for _ in range(3):
+        _, terms, gradients = learned(model, images, labels)
+        start = method.prototypes.detach().double().requires_grad_()
+        apart = (start - base).square().sum(-1)
+        right = (
+            F.cross_entropy(model.backbone.logit_scale * features @ unit(start).T, labels) + (weights * apart).mean()
+        )
+        assert scaled(total(terms), right) < TOLERANCE
+        [expected] = torch.autograd.grad(right, [start])
+        assert relative(gradients["prototypes"], expected) < GRADIENT_TOLERANCE
+        method.epoch_done(0, 3)
+        if constraint == "adaptive":
+            weights, moved = weights + moved * apart.detach(), apart.detach()
+
+
 @pytest.mark.parametrize(("ratio", "reduction"), [(0.7, 2), (1.0, 8)])
 def test_clip_adapter_at_other_ratios(ratio: float, reduction: int) -> None:
     images, labels = pictures()

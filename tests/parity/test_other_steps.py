@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from typing import Any
 
 import published
@@ -116,13 +117,22 @@ def test_tpt_with_several_steps(steps: int, kept: float, lr: float) -> None:
     assert scaled(found, model.step(views[:1], torch.zeros(1)).logits) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("tune", ["norms", "biases"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"text_start": 1, "vision_start": 2},
+        {"tune": "biases"},
+        {"tune": "biases", "towers": ["vision"], "vision_start": 1},
+    ],
+    ids=["norms", "norms of later blocks", "biases", "biases of later blocks in vision"],
+)
 @by_turns("fast", [None, False])
-def test_two_stages_are_those_of_a_clip_whose_own_tensors_train(tune: str, fast: bool | None) -> None:
+def test_two_stages_are_those_of_a_clip_whose_own_tensors_train(config: dict[str, Any], fast: bool | None) -> None:
     """The same steps on a copy of CLIP itself, of which nothing but norms, or biases, learns."""
     _, expected = published.case("two_stage_ln")
     images, labels = expected["images"], expected["labels"] % len(NAMES)
-    method = methods.TwoStage(tune=tune, first=0.5)
+    method = methods.TwoStage(first=0.5, **config)
     model = adapt.wrap(published.backbone("open_clip"), method, NAMES, fast)
     tuned: Any = method.tuned
 
@@ -136,6 +146,11 @@ def test_two_stages_are_those_of_a_clip_whose_own_tensors_train(tune: str, fast:
     own: Any = copy.deepcopy(model.backbone.model)
     trained = {key: each for key, each in own.named_parameters() if key in tuned.state_dict()}
     assert trained.keys() == tuned.state_dict().keys()
+    assert {match[0] for key in trained if (match := re.match(r"(visual\.)?transformer\.resblocks\.\d", key))} == {
+        f"{prefix}transformer.resblocks.{index}"
+        for tower, prefix in (("text", ""), ("vision", "visual."))
+        for index in (range(config.get(f"{tower}_start", 0), 3) if tower in method.touches else ())
+    }
     own.requires_grad_(False)
     for parameter in trained.values():
         parameter.requires_grad_()
