@@ -3,8 +3,7 @@
 Paper: Koleilat et al., Singular Value Few-shot Adaptation of Vision-Language Models, 2025 (CLIP-SVD).
 Reference: CLIP-SVD `022b1ed`, `svf_utils/svf_torch.py`, `main.py`.
 Deviations:
-* All singular values are trained; the reference rounds their number down to a multiple of 4, and loses the rest of the
-  weight.
+* At `rank` 1 all singular values are trained; the reference rounds their number down to a multiple of 4 there too.
 * Weights are decomposed in fp64; the reference decomposes in fp32, where nearly equal singular values leave their
   vectors open.
 * The weight is composed once per call; the reference multiplies every token by one factor after the other.
@@ -47,6 +46,9 @@ class CLIPSVDConfig(TemplateConfig):
     """The adapted towers."""
     blocks: tuple[int, int] | None = None
     """The first block and the one after the last; by default all blocks."""
+    rank: float = Field(default=1.0, gt=0, le=1)
+    """The share of the singular values that each weight keeps, the largest ones, rounded down to a multiple of 4; below
+    1 the rest of the weight is lost, so that training does not start from the backbone."""
     logit_scale: float | None = Field(default=100.0, gt=0)
     """A constant scale of the logits, as published; null means the backbone's own."""
 
@@ -72,7 +74,7 @@ class CLIPSVD(Method[Step], ChecksAdapter, InsideBlocks, Merges):
         self._projections = dict(places(self, backbone))
         for place, projection in self._projections.items():
             *path, leaf = _path(place).split(".")
-            owner_of(self, path).add_module(leaf, _Factors(projection.weight))
+            owner_of(self, path).add_module(leaf, _Factors(projection.weight, self.config.rank))
 
     def _factors(self, place: Place) -> Any:
         return self.get_submodule(_path(place))
@@ -109,16 +111,17 @@ def _path(place: Place) -> str:
 
 
 class _Factors(nn.Module):
-    """A frozen weight `(out, in)` as `U diag(S) V`, of which the singular values S are trained."""
+    """A frozen weight `(out, in)` as `U diag(S) V`, of which a share `rank` of the singular values S is trained."""
 
     start: Tensor
     _u: Tensor
     _v: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, rank: float) -> None:
         super().__init__()
-        factors = torch.linalg.svd(doubled(weight), full_matrices=False)
-        u, start, v = (factor.to(weight.device, torch.float) for factor in factors)
+        u, start, v = torch.linalg.svd(doubled(weight), full_matrices=False)
+        kept = len(start) if rank == 1 else max(4, int(rank * len(start)) // 4 * 4)
+        u, start, v = (factor.to(weight.device, torch.float) for factor in (u[:, :kept], start[:kept], v[:kept]))
         self.vector_S = nn.Parameter(start.clone())
         self.register_buffer("start", start)
         self.register_buffer("_u", u, persistent=False)

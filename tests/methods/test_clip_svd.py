@@ -44,16 +44,23 @@ def test_it_trains_one_vector_for_each_projection(open_clip: Backbone) -> None:
     }
 
 
-@pytest.mark.parametrize("letter", ["q", "out", "fc1", "fc2"])
-def test_each_weight_is_composed_of_its_singular_values(open_clip: Backbone, letter: str) -> None:
+@pytest.mark.parametrize(
+    ("letter", "rank", "kept"), [("q", 1, 192), ("out", 1, 192), ("fc1", 1, 192), ("fc2", 0.57, 108), ("q", 0.01, 4)]
+)
+def test_each_weight_is_composed_of_its_singular_values(
+    open_clip: Backbone, letter: str, rank: float, kept: int
+) -> None:
     """Of a fused weight's own rows, and of wide and tall ones; their order and signs are free in training."""
-    method = wrapped(open_clip, projections=(letter,), towers=("vision",), blocks=(1, 2)).method
+    method = wrapped(open_clip, projections=(letter,), towers=("vision",), blocks=(1, 2), rank=rank).method
     [(place, start)] = method.merged().items()
     assert place == ("vision", 1, letter)
     frozen = open_clip.tower("vision").blocks[1].projections[letter].weight
-    assert relative(start, frozen) < 1e-6
     [values] = method.parameters()
-    u, _, v = torch.linalg.svd(frozen.double(), full_matrices=False)
+    assert len(values) == kept
+    u, s, v = torch.linalg.svd(frozen.double(), full_matrices=False)
+    u, s, v = u[:, :kept], s[:kept], v[:kept]
+    assert relative(start, u * s @ v) < 1e-6
+    assert (relative(start, frozen) < 1e-6) == (rank == 1)
     with torch.no_grad():
         values.copy_(torch.linspace(-1, 2, len(values)))
     assert relative(method.merged()[place], u * values @ v) < 1e-5
