@@ -6,8 +6,8 @@ Deviations:
 * The published code trains a whole backbone from scratch. Here the backbone stays frozen, and a square map of its
   features is learned in place of it, which is ours. So is the classifier `names`, which compares images with texts in
   the same map, so that classes need no tensors of their own and retrieval uses the map too.
-* Shortened features are normalised, for the heads to length sqrt(n) at n values; the published heads read features as
-  they come.
+* Shortened features are normalised, for the heads to length sqrt(n) at n values. With `rescale: false` heads read them
+  as they come, as published, where whole features are not of unit length as they are here.
 * The lengths are 8 and its doubles up to the size of a feature, as published for ResNet-50's 2048.
 * The start `pca` is ours: it orders the directions of the training features by variance.
 """
@@ -45,8 +45,13 @@ class MRLConfig(TemplatesConfig):
     classifier: Literal["names", "heads", "shared"] = "names"
     """Cosines with class names, a linear classifier for each length (MRL), or one whose columns all share (MRL-E)."""
 
+    rescale: bool = True
+    """Whether shortened features are normalised; if not, heads read the first values of a feature of unit length."""
+
     @model_validator(mode="after")
     def _lengths(self) -> MRLConfig:
+        if not self.rescale and self.classifier == "names":
+            raise ValueError("rescale is false, but names are compared by cosines: set classifier to heads or shared")
         if self.nesting is not None and list(self.nesting) != sorted(set(self.nesting)):
             raise ValueError(f"nesting is {list(self.nesting)}; expected ascending lengths, such as [8, 16, 32]")
         if self.importance is not None and len(self.importance) != len(self.nesting or ()):
@@ -118,13 +123,17 @@ class MRL(Nested, Method[ImageStep], Projects):
 
     def project(self, features: Tensor) -> Tensor:
         projected = features.to(self.weight.dtype) @ self.weight
-        return projected if self.training else projected[..., : self.at_use.dim]
+        whole = self.training or not self.config.rescale  # the model would normalise what is cut here
+        return projected if whole else projected[..., : self.at_use.dim]
 
     def logits(self, step: ImageStep) -> Tensor:
-        return self.logits_at(step, step.features.shape[-1])
+        whole = step.features.shape[-1]
+        return self.logits_at(step, whole if self.training else self.at_use.dim or whole)
 
     def logits_at(self, step: ImageStep, length: int) -> Tensor:
         """Return logits `(b, n)` of a batch from the first `length` values of its features."""
+        if not self.config.rescale:
+            return self.classify(step.features[:, :length])
         features = F.normalize(step.features[:, :length], dim=-1)
         if self.per_class:
             return self.classify(features * sqrt(length))
