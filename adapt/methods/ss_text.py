@@ -7,7 +7,8 @@ Reference: SS-Text-U `2af21ae`, `libs/solvers/{sstext,sstextu}.py`, `libs/archs/
 Deviations:
 * The transport of SS-Text-U is computed in logarithms. The reference's exponentials overflow at scale 100, CLIP's, and
   all its weights become NaN.
-* None otherwise. (SS-Text `4ff4897`, an older repository, counts more than 1,000 training images as 1,000.)
+* Texts are weighted by the numbers of images alone, and the expected shares are not settings. (SS-Text `4ff4897`, an
+  older repository, counts more than 1,000 training images as 1,000.)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
@@ -34,6 +36,10 @@ class SSTextConfig(TemplatesConfig):
     variant: Literal["SS-Text", "SS-Text+", "SS-Text-U"] = "SS-Text+"
     """SS-Text: all images count alike. SS-Text+: images count by their class's share of all images, and the classes
     then repel each other. SS-Text-U: unlabelled images count too, shared out among the classes by optimal transport."""
+    rounds: int = Field(default=ROUNDS, ge=0)
+    """Of SS-Text-U: how often the weights are updated; at 0 only labelled images count."""
+    balancings: int = Field(default=BALANCINGS, ge=0)
+    """Of SS-Text-U: passes over classes and images in each transport; at 0 each image's probabilities are taken."""
 
 
 class SSText(Method[ImageStep], LearnsUnseen, LearnsUnlabelled):
@@ -58,7 +64,9 @@ class SSText(Method[ImageStep], LearnsUnseen, LearnsUnlabelled):
         texts, labels = step.frozen_class_features(several(self.config.template)), training.labels("train")
         known = texts.to(self.weight), step.features, labels.to(self.weight.device)
         if self.reads_unlabelled:
-            self.weight = with_unlabelled(*known, training.features("unlabelled").to(self.weight), step.scale)
+            unlabelled = training.features("unlabelled").to(self.weight)
+            often = self.config.rounds, self.config.balancings
+            self.weight = with_unlabelled(*known, unlabelled, step.scale, *often)
         else:
             solve = by_frequency if self.config.variant == "SS-Text+" else alike
             self.weight = solve(*known, step.scale)
@@ -83,13 +91,21 @@ def by_frequency(texts: Tensor, features: Tensor, labels: Tensor, scale: float) 
     return weights - F.normalize(2 * weights - weights.mean(0), dim=-1)  # repels each class from the mean of all
 
 
-def with_unlabelled(texts: Tensor, features: Tensor, labels: Tensor, unlabelled: Tensor, scale: float) -> Tensor:
+def with_unlabelled(
+    texts: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    unlabelled: Tensor,
+    scale: float,
+    rounds: int = ROUNDS,
+    balancings: int = BALANCINGS,
+) -> Tensor:
     """Return the class weights `(n, e)` of SS-Text-U, which adds unit-length features `(m, e)` of unlabelled images."""
     shares = labels.bincount(minlength=len(texts)) / len(labels)
     labelled = alike(texts, shares[labels, None] / 2 * features, labels, scale)
-    weights = texts
-    for _ in range(ROUNDS):
-        shared = transport(scale * unlabelled @ F.normalize(weights, dim=-1).T, expected(shares))
+    weights = texts if rounds else labelled
+    for _ in range(rounds):
+        shared = transport(scale * unlabelled @ F.normalize(weights, dim=-1).T, expected(shares), balancings)
         weights = labelled + scale / len(unlabelled) * shared.T @ unlabelled
     return weights
 
@@ -100,12 +116,14 @@ def expected(shares: Tensor) -> Tensor:
     return raised / raised.sum()
 
 
-def transport(logits: Tensor, shares: Tensor) -> Tensor:
+def transport(logits: Tensor, shares: Tensor, balancings: int = BALANCINGS) -> Tensor:
     """Return how images are shared out among classes, `(m, n)`, from logits `(m, n)`, by Sinkhorn's algorithm.
 
-    Each row sums to 1, and the columns' means are nearly `shares` `(n,)`.
+    Each row sums to 1, and after several `balancings` the columns' means are nearly `shares` `(n,)`.
     """
-    for _ in range(BALANCINGS):
+    if not balancings:
+        return logits.softmax(1)
+    for _ in range(balancings):
         logits = logits - logits.logsumexp(0) + shares.log()  # of each class
         logits = logits - logits.logsumexp(1, keepdim=True)  # of each image
     return logits.exp()

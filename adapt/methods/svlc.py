@@ -6,8 +6,9 @@ Deviations:
 * Only complete words are replaced; the reference finds kinds of words by parts of words ("red" in "covered"), and
   replaces every part of a word.
 * The lists of words are our own. Negatives by a language model are left out, and paraphrases come from the user.
-* Each caption has at most one negative; several (`num_negs`), and divergences for paraphrases (`kl_pos`,
-  `common_batch_pos`), are not implemented.
+* Several negatives of a caption are drawn one by one, each with its kind of word, and equal ones count once; the
+  reference's are of one kind.
+* The divergence over a whole batch (`common_batch_pos`), which no published run uses, is left out.
 * LoRA is CLIP-LoRA's (see `lora`): q, k, v, out and both layers of the MLP have factors of their own, output factors
   start at zero, the scale is alpha / sqrt(rank), and the patch projection has no LoRA.
 * Random draws are torch's, from the run's seed; the reference's depend on Python's hash seed.
@@ -19,12 +20,14 @@ from __future__ import annotations
 
 import logging
 import re
+from math import log
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from adapt.common.shown import brief
 from adapt.methods.base import PairStep, Terms, Training, contrast
@@ -51,10 +54,14 @@ class SVLCConfig(PlainLoRAConfig):
     """Words by kind; a word of a caption is replaced by another of its kind."""
     negative_weight: float = Field(default=1.0, ge=0)
     """Weight of the loss between a caption and its negative."""
+    negatives: int = Field(default=1, ge=1)
+    """The number of negatives that are drawn for each caption in a step (`num_negs`)."""
     twins_for_all: bool = True
     """Whether each negative is also wrong for every image of the batch (the opposite of `no_neg_in_contrastive`)."""
     symmetric: bool = False
     """Whether paraphrases also retrieve their images and captions, beside being retrieved by them."""
+    even_weight: float = Field(default=0.0, ge=0)
+    """Weight of the divergence from an image that is as near its paraphrase as its caption; 0.1 in `kl_pos`."""
 
     @field_validator("words")
     @classmethod
@@ -89,20 +96,27 @@ class SVLC(LoRA[PairStep]):
     def loss(self, step: Any) -> Terms:
         if not isinstance(step, PairStep):
             return super().loss(step)
-        twins = {place: twin for place, text in enumerate(step.texts) if (twin := self.twin(text)) is not None}
+        drawn = ([self.twin(text) for _ in range(self.config.negatives)] for text in step.texts)
+        twins = {place: own for place, all_ in enumerate(drawn) if (own := list(dict.fromkeys(filter(None, all_))))}
         right = [other or text for other, text in zip(step.rephrased, step.texts)] if any(step.rephrased) else []
-        every = step.model.encode_texts([*step.texts, *twins.values(), *right])
-        texts, wrong, rephrased = every.split([len(step.texts), len(twins), len(right)])
+        made = [twin for own in twins.values() for twin in own]
+        every = step.model.encode_texts([*step.texts, *made, *right])
+        texts, wrong, rephrased = every.split([len(step.texts), len(made), len(right)])
         step.text_features = texts  # stored for later use
         logits, others = step.without_same(step.cosine_logits(texts)), step.cosine_logits(wrong)
         terms = {"cross_entropy": contrast(logits, others if self.config.twins_for_all else None)}
         if twins:
-            twins_loss = wrong_twins(logits.diagonal()[list(twins)], others[list(twins)].diagonal())
+            own = others[list(twins)].split([len(own) for own in twins.values()], dim=1)
+            wrong = pad_sequence([rows[place] for place, rows in enumerate(own)], True, -torch.inf)
+            twins_loss = wrong_twins(logits.diagonal()[list(twins)], wrong)
             terms["twins"] = self.config.negative_weight * twins_loss
         if right:
             of_images, of_texts = (step.cosine_logits(rephrased, features) for features in (step.features, texts))
             masked = step.without_same(of_images), step.without_same(of_texts)
             terms["rephrased"] = in_other_words(*masked, symmetric=self.config.symmetric)
+            if self.config.even_weight:
+                both = torch.stack([logits.diagonal(), of_images.diagonal()], dim=-1).float().log_softmax(-1)
+                terms["even"] = self.config.even_weight * -(both.mean(-1) + log(2)).mean()
         return terms
 
     def twin(self, text: str) -> str | None:

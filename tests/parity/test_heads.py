@@ -275,9 +275,34 @@ def test_ss_text(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
         expected.scaled(f"{key}.logits", logits)
         accuracy[key] = float((logits.argmax(-1) == test_labels).float().mean())
     settings.equal("accuracy", accuracy, of=lambda stored: {key: stored[key] for key in accuracy})
+    fewer(library, expected, settings)
     weights = expected["features"], labels, expected["unlabelled"]
     finite = ss_text.with_unlabelled(expected["class_features"], *weights, 100.0).isfinite().all()
     settings.equal("ss_text_u_not_finite_at_scale_100", bool(finite))  # of the reference
+
+
+def fewer(library: str, expected: published.Stored, settings: published.Stored) -> None:
+    """Other numbers of rounds and of passes in each transport, against the formula in fp64."""
+    labels, scale = expected["labels"], math.exp(settings["logit_scale"])
+    features, unlabelled, texts = (expected[key].double() for key in ("features", "unlabelled", "class_features"))
+    shares = labels.bincount(minlength=len(texts)) / len(labels)
+    added = torch.stack([features[labels == label].sum(0) for label in range(len(texts))])
+    labelled = texts + scale * shares[:, None] / 2 * added
+    for rounds, passes in ((0, 10), (1, 0), (2, 3)):
+        method = methods.SSText(variant="SS-Text-U", template=settings["template"], rounds=rounds, balancings=passes)
+        model = wrapped("ss_text", library, method)
+        training: Any = OnFeatures(model, expected["features"], labels)
+        training.unlabelled = expected["unlabelled"]
+        method.prepare(training)
+        weights = texts if rounds else labelled
+        for _ in range(rounds):
+            plan = (scale * unlabelled @ published.unit(weights).T).exp()
+            plan = plan if passes else plan / plan.sum(1, keepdim=True)
+            for _ in range(passes):
+                plan = plan / plan.sum(0) * expected["marginal"]
+                plan = plan / plan.sum(1, keepdim=True)
+            weights = labelled + scale / len(unlabelled) * plan.T @ unlabelled
+        assert scaled(method.weight, weights) < published.TOLERANCE, (rounds, passes)
 
 
 def by_image(kernel: Tensor, views: int) -> Tensor:

@@ -301,6 +301,39 @@ def test_svlc_at_another_weight_and_with_images_that_share_a_caption(for_all: bo
     assert scaled(terms["rephrased"], sum(F.cross_entropy(each, labels) for each in ways) / len(ways)) < TOLERANCE
 
 
+def test_several_twins_and_the_divergence_of_svlc() -> None:
+    """A caption has as many wrong twins as are drawn, without a second of the same; two captions have none."""
+    images, _ = pictures(4)
+    method = methods.SVLC(negatives=3, negative_weight=0.7, even_weight=0.1)
+    model = made(method, ())
+    captions = ["a red bus", "a cat", "one red cat", "a dog"]
+    others = ["a bus, red", "", "a cat, red", "one dog"]
+    drawn = {captions[0]: ["a blue bus"] * 3, captions[2]: ["one blue cat", "two red cats", "one blue cat"]}
+    draws = {text: iter(drawn.get(text, [None] * 3)) for text in captions}
+    method.twin = lambda text: next(draws[text])  # type: ignore[method-assign,assignment]
+    terms = method.loss(PairStep(model, [Encoded(unit(raw(model, images)).float()), captions, others], torch.arange(4)))
+    with torch.no_grad():
+        right, wrong, again = (
+            unit(model.backbone.encode_text(model.backbone.tokenize(each)).double())
+            for each in (
+                captions,
+                ["a blue bus", "one blue cat", "two red cats"],
+                [o or c for o, c in zip(others, captions)],
+            )
+        )
+    scale, seen, labels = model.backbone.logit_scale, unit(raw(model, images)), torch.arange(4)
+    logits, against, rephrased = (scale * seen @ each.T for each in (right, wrong, again))
+    plain = F.cross_entropy(torch.cat([logits, against], -1), labels) + F.cross_entropy(logits.T, labels)
+    assert scaled(terms["cross_entropy"], plain / 2) < TOLERANCE
+    own = [logits[0, 0].exp(), against[0, 0].exp(), logits[2, 2].exp(), against[2, 1:].exp().sum()]
+    lost = -((own[0] / (own[0] + own[1])).log() + (own[2] / (own[2] + own[3])).log()) / 2
+    assert scaled(terms["twins"], 0.7 * lost) < TOLERANCE
+    both = torch.stack([logits.diag(), rephrased.diag()], -1).log_softmax(-1)
+    even = F.kl_div(both, torch.full_like(both, 0.5), reduction="batchmean")
+    assert scaled(terms["even"], 0.1 * even) < TOLERANCE
+    assert float(even) > 1e-3
+
+
 def test_published_places_inside_the_towers() -> None:
     """What is left out lies where the papers have it: of three blocks the last two, and after two."""
     model = made(methods.MMA())
