@@ -18,6 +18,7 @@ more than twice those of CLIP's vision tower ViT-B/16; and to get it, the whole 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,8 @@ class LM4VisualConfig(TemplateConfig):
     """The language model that lends a block: mini-lm, hf:NAME or a folder."""
     block: int = -1
     """The number of its block, counted from 0, or from the end if negative."""
+    blocks: int = Field(default=1, ge=1)
+    """How many of its blocks follow each other between the maps, from that one on."""
     residual: bool = True
     """Whether the block's output is added to the tower's tokens, by a weight from 0, instead of replacing them."""
     fingerprint: str | None = None
@@ -59,32 +62,34 @@ class LM4Visual(HoldsAside, Method[ImageStep]):
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         width = backbone.tower("vision").width  # first, since a tower without blocks is refused
-        block, size = _frozen_block(self.config.llm, self.config.block)
-        found = fingerprint.of_model(block).short()
+        blocks, size = _frozen_blocks(self.config.llm, self.config.block, self.config.blocks)
+        found = fingerprint.of_model(blocks if len(blocks) > 1 else blocks[0]).short()
         if self.config.fingerprint not in (None, found):
             raise AdaptError(
                 f"lm4visual: block {self.config.block} of {self.config.llm} has the fingerprint {found}, but the maps "
                 f"were trained around a block with {self.config.fingerprint}: give that language model by method.llm"
             )
         self.config = self.config.model_copy(update={"fingerprint": found})
-        self.set_aside({"block": block}, backbone.device)
+        self.set_aside({"blocks": blocks}, backbone.device)
         self.llama_dim_mapper1, self.llama_dim_mapper2 = _map(width, size), _map(size, width)
         self.gamma = nn.Parameter(torch.zeros(width)) if self.config.residual else None
         self.to(backbone.device)
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        return [After(_Behind(self.llama_dim_mapper1, self.aside["block"], self.llama_dim_mapper2, self.gamma))]
+        return [After(_Behind(self.llama_dim_mapper1, self.aside["blocks"], self.llama_dim_mapper2, self.gamma))]
 
 
 class _Behind(nn.Module):
-    """A block between two maps, for tokens `(b, l, w)`, whose output is multiplied by `gamma` `(w,)` and added."""
+    """Blocks between two maps, for tokens `(b, l, w)`, whose output is multiplied by `gamma` `(w,)` and added."""
 
-    def __init__(self, enter: nn.Linear, block: nn.Module, leave: nn.Linear, gamma: nn.Parameter | None) -> None:
+    def __init__(self, enter: nn.Linear, blocks: Any, leave: nn.Linear, gamma: nn.Parameter | None) -> None:
         super().__init__()
-        self.enter, self.block, self.leave, self.gamma = enter, block, leave, gamma
+        self.enter, self.blocks, self.leave, self.gamma = enter, blocks, leave, gamma
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = _looking_around(self.block, self.enter(x.to(self.enter.weight.dtype)))
+        tokens = self.enter(x.to(self.enter.weight.dtype))
+        for block in self.blocks:
+            tokens = _looking_around(block, tokens)
         y: Tensor = self.leave(F.rms_norm(tokens, tokens.shape[-1:], eps=_EPS))
         return (y if self.gamma is None else x + self.gamma * y).to(x.dtype)
 
@@ -102,22 +107,28 @@ def _looking_around(block: nn.Module, x: Tensor) -> Tensor:
     return tokens_of(block(x, attention_mask=seen, position_embeddings=unturned))
 
 
-def _frozen_block(llm: str, number: int) -> tuple[nn.Module, int]:
-    """Return a block of the language model `llm`, in fp32 on the CPU, and the width of its tokens.
+def _frozen_blocks(llm: str, number: int, count: int) -> tuple[nn.ModuleList, int]:
+    """Return blocks of the language model `llm`, from `number` on, in fp32 on the CPU, and the width of its tokens.
 
-    Raises AdaptError if there is no such block, or if it needs to know the order of the tokens.
+    Raises AdaptError if there are no such blocks, or if they need to know the order of the tokens.
     """
     decoder = decoder_tower(language_model(llm))
     blocks = len(decoder.blocks)
     if not -blocks <= number < blocks:
         raise AdaptError(f"lm4visual: block is {number}, but {llm} has {blocks} blocks: give {-blocks} to {blocks - 1}")
-    block = decoder.blocks[number].module.float().requires_grad_(False)
+    first = number % blocks
+    if first + count > blocks:
+        raise AdaptError(
+            f"lm4visual: blocks is {count}, but {llm} has {blocks - first} from block {first} on: give an earlier block"
+        )
+    taken = nn.ModuleList(each.module.float().requires_grad_(False) for each in decoder.blocks[first : first + count])
+    block = taken[0]
     if not _is_of_any_order(block, decoder.width):
         raise AdaptError(
             f"lm4visual: a {type(block).__name__} of {llm} cannot see tokens without their order: use a language model "
             "of another family, such as a Llama or Qwen"
         )
-    return block, decoder.width
+    return taken, decoder.width
 
 
 @torch.no_grad()
