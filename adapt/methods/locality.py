@@ -8,8 +8,8 @@ Deviations:
 * A second decoder, `control`, learns at the same time to rebuild the same features from the tokens of the frozen tower.
   Only what the adapted tower gains over it was learned by the tower. In the reference this is a run of its own.
 * The attention of the student has no soft cap, as the reference's models called `vit_*`; `svit_*` cap it.
-* Masks are drawn by torch's generator. Masks in blocks or by single draws, and the losses of the ablations, are left
-  out.
+* Masks are drawn by torch's generator, and one of each image's masks shows all. Masks in blocks, the losses and the
+  heads of the ablations are left out.
 
 The frozen tower, shown only some patches of an image, is the teacher. The student sees the whole image once, and a
 small decoder rebuilds the teacher's tokens from the student's tokens of those patches. Nothing reaches the class token
@@ -57,6 +57,13 @@ class LocalityConfig(PlainLoRAConfig):
     decoder_width: int | None = Field(default=None, ge=1)
     """The width of the decoder; by default that of the vision tower."""
 
+    skip_blocks: int = Field(default=1, ge=0)
+    """The number of last blocks without which the teacher makes its tokens."""
+    antithetical: bool = True
+    """Whether a second mask of each image shows the patches that the first hides."""
+    share: float | None = Field(default=None, gt=0, lt=1)
+    """The probability with which a mask shows a patch; by default all numbers of patches are equally probable."""
+
     @field_validator("towers")
     @classmethod
     def _of_images(cls, towers: tuple[TowerName, ...]) -> tuple[TowerName, ...]:
@@ -85,10 +92,11 @@ class Locality(LearnsAside, LoRA[ImageStep], Reports):
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         super().build(backbone, class_names)
         tower = backbone.tower("vision")
-        if len(tower.blocks) < 2 or not isinstance(tower.final_norm, nn.LayerNorm):
+        least = self.config.skip_blocks + 1
+        if len(tower.blocks) < least or not isinstance(tower.final_norm, nn.LayerNorm):
             raise AdaptError(
                 f"locality: the vision tower of {backbone.describe()} has {len(tower.blocks)} blocks and ends with "
-                f"{type(tower.final_norm).__name__}; expected two blocks or more, and a layer norm at the end"
+                f"{type(tower.final_norm).__name__}; expected {least} blocks or more, and a layer norm at the end"
             )
         self._blocks, self._norm = len(tower.blocks), (deepcopy(tower.final_norm).float(),)  # in no adapter
         self._tokens = token_count(backbone)
@@ -109,7 +117,8 @@ class Locality(LearnsAside, LoRA[ImageStep], Reports):
         In evaluation mode, all batches have the same masks.
         """
         always = None if self.training else torch.Generator().manual_seed(0)
-        return self.errors(step, masks_of(torch.rand(len(step.images), 1 + self._patches, generator=always)))
+        draws = torch.rand(len(step.images), 1 + self._patches, generator=always)
+        return self.errors(step, masks_of(draws, self.config.antithetical, self.config.share))
 
     def errors(self, step: ImageStep, masks: Tensor) -> Terms:
         """Return the errors of both decoders for `masks` `(b, m, p)` of shown patches, of which the last shows all."""
@@ -124,12 +133,16 @@ class Locality(LearnsAside, LoRA[ImageStep], Reports):
     def targets(self, step: ImageStep, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Return the frozen tower's tokens `(b, l, d)` of whole images, and those to rebuild, `(b, m, l, d)`.
 
-        Targets are outputs of the last block but one, through the final norm, of images in which hidden patches are 0.
+        Targets are outputs of the last block but `skip_blocks`, through the final norm, of images in which hidden
+        patches are 0.
         """
-        last, [norm] = f"vision.{self._blocks - 1}", self._norm
+        skipped, [norm] = self.config.skip_blocks, self._norm
+        last, first_skipped = (f"vision.{self._blocks - each}" for each in (1, max(1, skipped)))
         images = hidden(step.images, masks).flatten(0, 1)
-        before, after = step.model.frozen_blocks(images, [last])[last]
-        targets = norm.to(before.device)(before.float()).unflatten(0, masks.shape[:2])
+        pairs = step.model.frozen_blocks(images, list(dict.fromkeys((first_skipped, last))))
+        after = pairs[last][1]
+        taken = pairs[first_skipped][0] if skipped else after
+        targets = norm.to(taken.device)(taken.float()).unflatten(0, masks.shape[:2])
         if not self._scale:
             self._scale.copy_(1 / targets.std())
         return after.unflatten(0, masks.shape[:2])[:, -1], self._scale * targets
@@ -194,13 +207,14 @@ class Rebuilder(nn.Module):
         return rebuilt.unflatten(0, masks.shape[:2])
 
 
-def masks_of(draws: Tensor) -> Tensor:
+def masks_of(draws: Tensor, antithetical: bool = True, share: float | None = None) -> Tensor:
     """Return masks `(b, 3, p)` of patches to show: those whose draw is above the first, the others, and all.
 
-    With uniform `draws` `(b, 1 + p)`, all numbers of patches are equally probable.
+    With uniform `draws` `(b, 1 + p)`, all numbers of patches are equally probable. With `share`, those below it are
+    shown instead. The others are left out, `(b, 2, p)`, if not `antithetical`.
     """
-    some = draws[:, 1:] > draws[:, :1]
-    return torch.stack([some, ~some, torch.ones_like(some)], dim=1)
+    some = draws[:, 1:] > draws[:, :1] if share is None else draws[:, 1:] < share
+    return torch.stack([some, *([~some] if antithetical else []), torch.ones_like(some)], dim=1)
 
 
 def hidden(images: Tensor, masks: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ import published
 import pytest
 import torch
 import torch.nn.functional as F
+from checks import scaled
 from torch import Tensor, nn
 
 import adapt
-from adapt import methods
+from adapt import AdaptError, methods
 from adapt.methods.base import ImageStep
 from adapt.methods.locality import Rebuilder, hidden, masks_of
 
@@ -167,3 +168,34 @@ def test_masks_of_maskembed() -> None:
     for seed in (0, 1):
         draws = np.random.default_rng(seed).uniform(size=(settings["images"], 3, 1 + settings["patches"]))
         expected.equal(f"mask.{seed}", masks_of(torch.from_numpy(draws[:, 0])).flatten(0, 1).float())
+        alone = masks_of(torch.from_numpy(draws[:, 0]), antithetical=False)
+        expected.equal(f"mask.{seed}", alone.float(), of=lambda stored: stored.unflatten(0, (-1, 3))[:, ::2])
+        draws = np.random.default_rng(seed).uniform(size=(settings["images"], 3, settings["patches"]))
+        padded = F.pad(torch.from_numpy(draws[:, 0]), (1, 0))  # our draw for the number of patches, not read here
+        expected.equal(f"bernoulli.{seed}", masks_of(padded, share=0.5).flatten(0, 1).float())
+
+
+@pytest.mark.parametrize("skipped", [0, 2])
+def test_teachers_without_other_numbers_of_blocks(skipped: int) -> None:
+    """The targets are what a tower that ends earlier gives; without blocks left out, the published class token's."""
+    _, expected = published.case("maskembed_class" if skipped == 0 else "maskembed")
+    method = methods.Locality(skip_blocks=skipped, antithetical=False, decoder_width=12, decoder_layers=1)
+    model: Any = adapt.wrap(published.backbone("open_clip"), method, ()).train()
+    masks = expected["mask"].bool().unflatten(0, (-1, 3))
+    method._scale.copy_(expected["scale"])
+    frozen, targets = method.targets(ImageStep(model, expected["images"]), masks)
+    if skipped == 0:
+        expected.scaled("target", targets.flatten(0, 1)[:, 0])
+    visual: Any = model.backbone.model.visual
+    tokens: list[Tensor] = []
+    block = visual.transformer.resblocks[-1 - skipped]
+    handle = block.register_forward_hook(lambda *each: tokens.append(each[-1]))
+    with torch.no_grad():
+        visual(hidden(expected["images"], masks).flatten(0, 1))
+        handle.remove()
+        right = expected["scale"] * visual.ln_post(tokens[0])
+    assert scaled(targets.flatten(0, 1), right) < published.TOLERANCE
+    assert scaled(frozen, model.image_tokens(expected["images"])) < published.TOLERANCE
+    assert set(method.loss(ImageStep(model, expected["images"]))) == {"locality", "control"}
+    with pytest.raises(AdaptError, match="expected 4 blocks or more"):
+        adapt.wrap(published.backbone("open_clip"), methods.Locality(skip_blocks=3), ())
