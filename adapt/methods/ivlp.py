@@ -50,15 +50,23 @@ class IVLPConfig(MethodConfig):
     ctx_init: str = "a photo of a"
     """The words before the class name, from which the first learned tokens start; empty draws these from N(0, 0.02)."""
 
+    project: int | None = Field(default=None, ge=1)
+    """The width of the vision tower's learned tokens, if a linear map brings them to that of the tower (VPT)."""
+
     @model_validator(mode="after")
     def _something_learns(self) -> IVLPConfig:
         if self.n_ctx_text + self.n_ctx_vision == 0:
             raise ValueError("n_ctx_text and n_ctx_vision are both 0; expected at least one above 0, to train tokens")
+        if self.project is not None and not self.n_ctx_vision:
+            raise ValueError("project is given, but n_ctx_vision is 0, so that there are no tokens to project")
         return self
 
 
 class IVLP(Method[ImageStep], LearnedTokens, ReadsPublished):
-    """Deep prompts in both towers. `IVLP(n_ctx_text, ...)` trains `text.I` and `vision.I` `(k, d)` for each block I."""
+    """Deep prompts in both towers. `IVLP(n_ctx_text, ...)` trains `text.I` and `vision.I` `(k, d)` for each block I.
+
+    With `project`, the latter are `(k, project)`, and `prompt_proj` maps them all.
+    """
 
     name = "ivlp"
     title = "VPT, deep language prompts and IVLP (Jia et al., ECCV 2022; Khattak et al., CVPR 2023)"
@@ -103,7 +111,12 @@ class IVLP(Method[ImageStep], LearnedTokens, ReadsPublished):
             first = initial_context(backbone, config.ctx_init, config.n_ctx_text)
             self.text = self._prompts(backbone.tower("text"), first, config.depth_text).to(backbone.device)
         if "vision" in self.touches:
-            first = torch.empty(config.n_ctx_vision, backbone.tower("vision").width).normal_(std=0.02)
+            width = backbone.tower("vision").width
+            first = torch.empty(config.n_ctx_vision, config.project or width).normal_(std=0.02)
+            if config.project:
+                self.prompt_proj = nn.Linear(config.project, width)
+                nn.init.kaiming_normal_(self.prompt_proj.weight, mode="fan_out")
+                self.prompt_proj.to(backbone.device)
             self.vision = self._prompts(backbone.tower("vision"), first, config.depth_vision).to(backbone.device)
 
     def _prompts(self, tower: Tower, first: Tensor, depth: int | None) -> nn.ParameterList:
@@ -117,6 +130,8 @@ class IVLP(Method[ImageStep], LearnedTokens, ReadsPublished):
 
     def tokens(self, tower: str) -> Iterable[Tensor]:
         """Return the tokens `(k, d)` that enter each block of a tower, from the first."""
+        if tower == "vision" and self.config.project:
+            return [self.prompt_proj(own) for own in self.vision]
         return {"text": self.text, "vision": self.vision}[tower]
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:

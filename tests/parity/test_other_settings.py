@@ -334,6 +334,28 @@ def test_several_twins_and_the_divergence_of_svlc() -> None:
     assert float(even) > 1e-3
 
 
+def test_narrower_deep_tokens_of_vpt() -> None:
+    """One map brings those of all blocks to the tower's width; its gradient is the sum over them."""
+    images, labels = pictures()
+    narrow = made(methods.IVLP(n_ctx_text=0, n_ctx_vision=3, depth_vision=2, project=20))
+    logits, _, gradients = learned(narrow, images, labels)
+    wide = made(methods.IVLP(n_ctx_text=0, n_ctx_vision=3, depth_vision=2))
+    weight, bias = narrow.method.prompt_proj.weight, narrow.method.prompt_proj.bias
+    with torch.no_grad():
+        for own, mapped in zip(wide.method.vision, narrow.method.vision, strict=True):
+            assert mapped.shape == (3, 20)
+            own.copy_(mapped @ weight.T + bias)
+    step = wide.step(images, labels)
+    assert scaled(logits, step.logits) < TOLERANCE
+    found = torch.autograd.grad(total(wide.losses(step)[0]), list(wide.method.vision))
+    right = sum(each.double().T @ own.detach().double() for each, own in zip(found, narrow.method.vision))
+    assert relative(gradients["prompt_proj.weight"], right) < GRADIENT_TOLERANCE
+    for number, each in enumerate(found):
+        assert relative(gradients[f"vision.{number}"], each @ weight) < GRADIENT_TOLERANCE
+    with pytest.raises(adapt.AdaptError, match="project is given, but n_ctx_vision is 0"):
+        methods.IVLP(n_ctx_vision=0, project=20)
+
+
 def test_published_places_inside_the_towers() -> None:
     """What is left out lies where the papers have it: of three blocks the last two, and after two."""
     model = made(methods.MMA())
