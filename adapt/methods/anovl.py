@@ -6,15 +6,14 @@ Deviations:
 * The score of an image comes from one view; the reference's script for MVTec AD averages 22 views. The score is scaled
   by the backbone's scale, which keeps the ranking; maps are not scaled, as in the reference.
 * At test time every image gets a fresh optimiser and the same initial weights and noise; in the reference, moments
-  carry over from image to image. The adapter is the one for MVTec AD; VisA's single linear map and its tiles are left
-  out.
+  carry over from image to image. VisA's tiles are left out.
 * There may be any number of classes, each with its states; one is normal and all others are abnormal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +66,8 @@ class AnoVLConfig(MethodConfig):
     """Maps are averaged over windows of this many rows and columns of patches, an odd number; 1 does not average."""
     steps: int = Field(default=0, ge=0)
     """Steps at test time on each image separately; 5 in the reference."""
+    adapter: Literal["texts", "linear"] = "texts"
+    """What the steps train: how much of each text is added to a patch (as for MVTec AD), or a linear map (VisA)."""
     lr: float = Field(default=0.001, gt=0)
     """The learning rate of AdamW, whose weight decay is 0.01."""
     noise: float = Field(default=0.055, ge=0)
@@ -118,7 +119,7 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
         with torch.inference_mode(False), torch.enable_grad():  # an inference tensor cannot enter a graph
             patches, classes, texts = (each.detach().float().clone() for each in (patches, classes, texts))
             draws = Generator().manual_seed(0)
-            adapter = PatchAdapter(texts, draws)
+            adapter = PatchAdapter(texts, draws, self.config.adapter == "linear")
             optimizer = AdamW(adapter.parameters(), lr=self.config.lr, weight_decay=0.01)
             for _ in range(self.config.steps):
                 noise = self.config.noise * torch.randn(patches.shape, generator=draws).to(patches.device)
@@ -130,20 +131,23 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
 
 
 class PatchAdapter(torch.nn.Module):
-    """A residual adapter that adds text features `(m, e)`, weighted by the layer `ad`, to patch features `(..., e)`."""
+    """A residual adapter that adds text features `(m, e)`, weighted by the layer `ad`, to patch features `(..., e)`.
 
-    def __init__(self, texts: Tensor, draws: Generator) -> None:
+    If `linear`, the output of the layer itself is added.
+    """
+
+    def __init__(self, texts: Tensor, draws: Generator, linear: bool = False) -> None:
         super().__init__()
-        self.texts = texts
-        count, size = texts.shape
+        self.texts = None if linear else texts
+        count, size = (texts.shape[1], texts.shape[1]) if linear else texts.shape
         self.ad = torch.nn.Linear(size, count, device=texts.device)
         with torch.no_grad():
             for parameter in self.ad.parameters():  # torch's distribution, with the same draws for every image
                 parameter.copy_((2 * torch.rand(parameter.shape, generator=draws) - 1) / size**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed: Tensor = self.ad(F.normalize(x, dim=-1)).tanh() @ self.texts
-        return (x + mixed) / 2
+        mixed: Tensor = self.ad(F.normalize(x, dim=-1))
+        return (x + (mixed if self.texts is None else mixed.tanh() @ self.texts)) / 2
 
 
 def adaptation_loss(patches: Tensor, noisy: Tensor, classes: Tensor, normal: int) -> Tensor:

@@ -7,8 +7,6 @@ Deviations:
 * The words are the class names, any number of them, ordered by mean target; the reference has five words.
 * Targets of any range are mapped to 0 to 1 by the extremes of the training images.
 * Features have unit length. The adapter has no biases, so the scale of its input changes no cosine.
-* There is one group of words; variants with several groups, whose numbers are averaged (`PromptEs`, and AGIQA's two),
-  are not implemented.
 * Any backbone serves; the reference's was first pre-trained on captions about quality. Images are cropped as in other
   methods.
 """
@@ -23,11 +21,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.common.errors import AdaptError
+from adapt.backbones.tokenizer import TextTokenizer
+from adapt.common.errors import AdaptError, nearest
 from adapt.methods.base import ImageStep, Method, MethodConfig, Terms, Training
 from adapt.methods.base.traits import Grades
 from adapt.methods.clip_adapter import bottleneck
 from adapt.methods.zero_shot import Template
+from adapt.prompts import Prompt, of_text
 
 
 class UniQAConfig(MethodConfig):
@@ -35,6 +35,9 @@ class UniQAConfig(MethodConfig):
     """The ratio of the features' size to that of the hidden layer."""
     template: Template = "{} image"
     """The prompt, with {} for the quality word."""
+    groups: tuple[dict[str, str], ...] = ()
+    """Further groups of texts, each by class name, such as `[{bad: noisy image, good: clean image}]`; the scores of
+    the groups are averaged. A class that a group leaves out keeps its prompt (`PromptEs`, AGIQA)."""
     between: tuple[float, float] | None = None
     """The targets that map to 0 and 1; by default the smallest and the largest of the training images."""
 
@@ -56,9 +59,16 @@ class UniQA(Method[ImageStep], Grades):
     begins_anew = True
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+        for name in sorted({name for group in self.config.groups for name in group} - set(class_names)):
+            raise AdaptError(f"uniqa: groups has {name!r}, which is not a class; {nearest(name, class_names)}")
         network = bottleneck(backbone.embed_dim, self.config.reduction)
         self.adapter = nn.ModuleDict({"fc": network}).to(backbone.device)
         self.score_level = nn.Parameter(_levels(range(len(class_names))).to(backbone.device))
+
+    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+        given = [of_text(tokenizer, group[class_name]) if class_name in group else None for group in self.config.groups]
+        [own] = super().prompts(tokenizer, class_name)
+        return [own, *(prompt or own for prompt in given)]
 
     def prepare(self, training: Training) -> None:
         """Set the target range, and initialise the quality words' scores by the rank of their images' mean target."""
@@ -80,8 +90,12 @@ class UniQA(Method[ImageStep], Grades):
 
     def logits(self, step: ImageStep) -> Tensor:
         features = step.features.to(self.score_level.dtype)
-        changed = features + self.adapter["fc"](features)
-        return step.cosine_logits(step.class_features, F.normalize(changed, dim=-1))
+        changed = F.normalize(features + self.adapter["fc"](features), dim=-1)
+        if not self.config.groups:
+            return step.cosine_logits(step.class_features, changed)
+        groups = torch.stack(step.prompt_features, dim=1)
+        shares = [step.cosine_logits(texts, changed).float().log_softmax(-1) for texts in groups]
+        return torch.stack(shares).logsumexp(0)  # whose softmax is the mean of the groups' shares
 
     def score(self, logits: Tensor) -> Tensor:
         low, high = self.config.between or (0.0, 1.0)

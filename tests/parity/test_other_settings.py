@@ -261,6 +261,33 @@ def test_uniqa_between_other_targets() -> None:
     assert scaled(terms["squared_error"], (shares - (targets - 2) / 5).square().mean()) < TOLERANCE
 
 
+@pytest.mark.parametrize("fast", [None, False])
+def test_uniqa_with_several_groups_of_words(fast: bool | None) -> None:
+    """The softmax is within each group, and the groups' scores are averaged; one group leaves a word as it is."""
+    images, labels = pictures(4)
+    names, groups = ("bad", "good", "fair"), [{"bad": "noisy image", "good": "clean image"}, {"fair": "fair content"}]
+    method = methods.UniQA(between=(0.0, 1.0), groups=groups)
+    model = adapt.wrap(published.backbone("open_clip"), method, names, fast)
+    targets = torch.tensor([0.2, 0.5, 0.9, 0.4])
+    logits, terms, gradients = learned(model, images, labels % 3, targets)
+    tensors = {name: each.detach().double().requires_grad_() for name, each in method.named_parameters()}
+    first, second = (tensors[f"adapter.fc.{layer}.weight"] for layer in (0, 2))
+    features = unit(raw(model, images))
+    changed = unit(features + (features @ first.T).relu().matmul(second.T).relu())
+    prompts = [[group.get(name, f"{name} image") for name in names] for group in [{}, *groups]]
+    with torch.no_grad():
+        encoded = [unit(model.backbone.encode_text(model.backbone.tokenize(each)).double()) for each in prompts]
+    scores = [(model.backbone.logit_scale * changed @ each.T).softmax(-1) @ tensors["score_level"] for each in encoded]
+    right = sum(scores) / 3
+    assert scaled(method.score(logits), right) < TOLERANCE
+    loss = (right - targets).square().mean()
+    assert scaled(terms["squared_error"], loss) < TOLERANCE
+    for name, expected in zip(tensors, torch.autograd.grad(loss, [*tensors.values()]), strict=True):
+        assert relative(gradients[name], expected) < GRADIENT_TOLERANCE
+    with pytest.raises(adapt.AdaptError, match="groups has 'great', which is not a class"):
+        adapt.wrap(published.backbone("open_clip"), methods.UniQA(groups=[{"great": "sharp image"}]), names)
+
+
 def test_vl2v_sd_draws_to_images_and_texts_by_their_share() -> None:
     images, labels = pictures()
     model = made(methods.VL2VSD(image_share=0.3))

@@ -191,13 +191,16 @@ def test_the_first_stage_is_half_as_long_again(iterations: int | None, epochs: i
     assert counts == [count]
 
 
-@pytest.mark.parametrize(("steps", "lr", "noise", "normal"), [(2, 0.02, 0.2, 0), (1, 0.001, 0.0, 1)])
+@pytest.mark.parametrize(
+    ("steps", "lr", "noise", "normal", "kind"),
+    [(2, 0.02, 0.2, 0, "texts"), (1, 0.001, 0.0, 1, "texts"), (2, 0.02, 0.2, 0, "linear")],
+)
 def test_anovl_with_other_steps(
-    steps: int, lr: float, noise: float, normal: int, monkeypatch: pytest.MonkeyPatch
+    steps: int, lr: float, noise: float, normal: int, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The adapter learns as by the formula, from the same draws; the second step's rate is AdamW's by hand."""
     _, expected = published.case("anovl_map")
-    method = methods.AnoVL(object="screw", steps=steps, lr=lr, noise=noise)
+    method = methods.AnoVL(object="screw", steps=steps, lr=lr, noise=noise, adapter=kind)
     model = made(method, ("normal", "abnormal") if normal == 0 else ("abnormal", "normal"))
     images = expected["images"][:1]
     with (
@@ -207,7 +210,8 @@ def test_anovl_with_other_steps(
         model.logits_and_maps(images)
     [((patches, classes, texts, _), found)], [(_, adapter)] = adapted, adapters
     draws = torch.Generator().manual_seed(0)
-    size, count = classes.shape[1], len(texts)
+    size = classes.shape[1]
+    count = len(texts) if kind == "texts" else size
     weight = ((2 * torch.rand((count, size), generator=draws) - 1) / size**0.5).double()
     bias = ((2 * torch.rand((count,), generator=draws) - 1) / size**0.5).double()
     patches, classes, texts = patches.double(), classes.double(), texts.double()
@@ -215,7 +219,8 @@ def test_anovl_with_other_steps(
     optimizer = torch.optim.AdamW(tensors.values(), lr=lr)
 
     def changed(x: Tensor) -> Tensor:
-        return 0.5 * x + 0.5 * torch.tanh(unit(x) @ tensors["weight"].T + tensors["bias"]) @ texts
+        mapped = unit(x) @ tensors["weight"].T + tensors["bias"]
+        return 0.5 * x + 0.5 * (torch.tanh(mapped) @ texts if kind == "texts" else mapped)
 
     for _ in range(steps):
         shaken = patches + noise * torch.randn(patches.shape, generator=draws).double()
