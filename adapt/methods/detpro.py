@@ -10,7 +10,8 @@ Deviations:
 * Background is recognised by a threshold on the largest probability, which is ours. It is chosen on the validation
   images, or else on the training images, for the best mean accuracy on known classes and background.
 * As in CoOp here, `ctx_init` is counted in tokens.
-* Other modes of the background, a prompt of its own (`learn`) and a margin (`hinge`), are not implemented.
+* With `learn`, all grades share the background's prompt; the reference ends it with what it takes from the third class.
+  Its unused modes (`mean`, `meanbg`, `max`, `fg_only`) are left out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +35,9 @@ from adapt.methods.base import Context, Encoded, ImageStep, Terms, Training
 from adapt.methods.base.training import Part
 from adapt.methods.base.traits import LearnsOverlaps
 from adapt.methods.coop import CoOp, CoOpConfig
-from adapt.prompts import Prompt, initial_context
+from adapt.prompts import PLACEHOLDER, Prompt, initial_context, of_text
+
+_OF_BACKGROUND = 10  # the tokens of a learned background, as published
 
 
 class DetProConfig(CoOpConfig):
@@ -41,6 +45,9 @@ class DetProConfig(CoOpConfig):
     """The number of learned tokens."""
     background: str | None = None
     """The background class, which holds images of no other class. Without one, images are only weighted by class."""
+    mode: Literal["soft", "hinge", "learn"] = "soft"
+    """How background is learned: as equally unlike every class, as no class being more probable than at random
+    (`hinge`), or as one more class with a prompt of its own (`learn`)."""
     grades: tuple[float, ...] = ()
     """The lower bounds of overlap grades, each with a context of its own; published: 0.5, 0.6, 0.7, 0.8, 0.9."""
 
@@ -51,6 +58,8 @@ class DetProConfig(CoOpConfig):
             raise ValueError(f"grades are {list(self.grades)}; expected two or more rising numbers from 0 to below 1")
         if self.grades and self.class_specific:
             raise ValueError("with grades, all classes share a context for each grade: leave class_specific out")
+        if self.mode == "learn" and (self.background is None or self.class_specific):
+            raise ValueError("mode is learn, which needs a background, and a context that the other classes share")
         return self
 
 
@@ -59,6 +68,7 @@ class DetPro(CoOp, LearnsOverlaps):
 
     The adapter also stores a `threshold` `()` for recognising background. Grades are ranges of overlap between an image
     region and its object's box. With `grades`, `ctx` is `(grades, n_ctx, d)`, and class features are means over grades.
+    With `mode="learn"`, `bg_prompt` `(10, d)` is the background's whole prompt, and there is no use for a threshold.
     """
 
     name = "detpro"
@@ -83,6 +93,9 @@ class DetPro(CoOp, LearnsOverlaps):
         if grades:
             starts = [initial_context(backbone, self.config.ctx_init, len(self.ctx)) for _ in range(grades)]
             self.ctx = nn.Parameter(torch.stack(starts))
+        if self.config.mode == "learn":
+            prompt = torch.empty(_OF_BACKGROUND, backbone.tower("text").width).normal_(std=0.02)
+            self.bg_prompt = nn.Parameter(prompt.to(backbone.device))
         weights = torch.ones(grades or 1, len(class_names), device=backbone.device)
         self.register_buffer("_weights", weights, persistent=False)
         self.register_buffer("threshold", torch.tensor(2 / len(class_names), device=backbone.device))
@@ -93,13 +106,20 @@ class DetPro(CoOp, LearnsOverlaps):
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         """Return the prompt of a class, or with `grades`, one prompt with its own learned tokens for each grade."""
+        grades, n_ctx = max(1, len(self.config.grades)), self.ctx.shape[-2]
+        starts = range(0, n_ctx * grades, n_ctx)
+        if self.config.mode == "learn" and class_name == self.config.background:
+            prompt = of_text(tokenizer, " ".join([PLACEHOLDER] * _OF_BACKGROUND))
+            first = prompt.ids.index(tokenizer.pieces(PLACEHOLDER)[0])
+            learned = range(starts.stop, starts.stop + _OF_BACKGROUND)
+            slots = (None,) * first + (*learned,) + (None,) * (len(prompt.ids) - first - _OF_BACKGROUND)
+            return [replace(prompt, slots=slots)] * grades
         [prompt] = super().prompts(tokenizer, class_name)
-        n_ctx = self.ctx.shape[-2]
-        starts = range(0, n_ctx * max(1, len(self.config.grades)), n_ctx)
         return [replace(prompt, slots=tuple(s if s is None else start + s for s in prompt.slots)) for start in starts]
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        return [Tokens(self.ctx.flatten(0, 1))] if self.config.grades else super().edits(tower, context)
+        values = self.ctx.flatten(0, 1) if self.config.grades else self.ctx
+        return [Tokens(torch.cat([values, self.bg_prompt]) if self.config.mode == "learn" else values)]
 
     def prepare(self, training: Training) -> None:
         names, labels = training.model.class_names, training.labels("train")
@@ -144,7 +164,7 @@ class DetPro(CoOp, LearnsOverlaps):
         model = training.classifier
         part: Part = "val" if training.items("val") else "train"
         unknown = ~torch.isin(training.labels(part), torch.tensor(self._known(model.class_names)))
-        if not 0 < int(unknown.sum()) < len(unknown):
+        if not 0 < int(unknown.sum()) < len(unknown) or self.config.mode == "learn":
             return
         with torch.no_grad():
             sure = self.surest(ImageStep(model, Encoded(training.features(part)))).cpu()
@@ -156,7 +176,10 @@ class DetPro(CoOp, LearnsOverlaps):
         training.note(searched={"threshold": float(best), f"{part}_accuracy_of_both": float(max(right)) / 2})
 
     def logits(self, step: ImageStep) -> Tensor:
-        names, known = step.model.class_names, self._of_known(step)
+        names = step.model.class_names
+        if self.config.mode == "learn":
+            return self._among(step, range(len(names)))
+        known = self._among(step, self._known(names))
         if self.config.background not in names:
             return known
         place = names.index(self.config.background)
@@ -166,22 +189,26 @@ class DetPro(CoOp, LearnsOverlaps):
 
     def surest(self, step: ImageStep) -> Tensor:
         """Return each image's largest probability among the known classes `(b,)`, which is low for background."""
-        return self._of_known(step).softmax(-1).max(-1).values
+        return self._among(step, self._known(step.model.class_names)).softmax(-1).max(-1).values
 
     def loss(self, step: ImageStep) -> Terms:
         labels, names = step.labels, step.model.class_names
         assert labels is not None
-        known = self._known(names)
+        mode = self.config.mode
+        compared = list(range(len(names))) if mode == "learn" else self._known(names)
         place = torch.full_like(self._weights[0], -1, dtype=torch.long)
-        place[known] = torch.arange(len(known), device=place.device)
+        place[compared] = torch.arange(len(compared), device=place.device)
         target, losses = place[labels], torch.zeros(len(labels), device=labels.device)
         learning = self._learning(labels, step.values, names)
         for features, own, each in zip(self._of_grades(step), learning, self._weights, strict=True):
-            apart, weights = step.cosine_logits(features[known]).float().log_softmax(-1), each[labels] * own
+            apart, weights = step.cosine_logits(features[compared]).float().log_softmax(-1), each[labels] * own
             of_known = -apart.gather(1, target.clamp_min(0)[:, None])[:, 0]
-            mean = weights / weights.sum().clamp_min(1e-12)  # zero for a batch without regions of the grade
-            losses = losses + torch.where(target < 0, -apart.mean(-1), of_known) * mean
-        return {"known": losses[target >= 0].sum(), "background": losses[target < 0].sum()}
+            count = own.sum() if mode == "hinge" else weights.sum()
+            mean = weights / count.clamp_min(1e-12)  # zero for a batch without regions of the grade
+            of_none = (apart.exp() - 1 / len(compared)).clamp_min(0).sum(-1) if mode == "hinge" else -apart.mean(-1)
+            losses = losses + torch.where(target < 0, of_none, of_known) * mean
+        none = ~torch.isin(labels, torch.tensor(self._known(names), device=labels.device))
+        return {"known": losses[~none].sum(), "background": losses[none].sum()}
 
     def _learning(self, labels: Tensor, overlaps: Tensor | None, class_names: Sequence[str]) -> Tensor:
         """Return a mask `(grades, b)` of the images for training each grade (its own regions and all background)."""
@@ -200,11 +227,11 @@ class DetPro(CoOp, LearnsOverlaps):
         """Return unit-length class features `(grades, n, e)`, computed with the learned context of each grade."""
         return torch.stack(step.prompt_features, dim=1) if self.config.grades else step.class_features[None]
 
-    def _of_known(self, step: ImageStep) -> Tensor:
-        """Return the logits `(b, c)` of the c known classes, without background."""
+    def _among(self, step: ImageStep, labels: Sequence[int]) -> Tensor:
+        """Return the logits `(b, c)` of c classes."""
         # with grades, step.class_features would encode the prompts a second time in a training step
         features = F.normalize(self._of_grades(step).mean(0), dim=-1) if self.config.grades else step.class_features
-        return step.cosine_logits(features[self._known(step.model.class_names)])
+        return step.cosine_logits(features[list(labels)])
 
     def _known(self, class_names: Sequence[str]) -> list[int]:
         return [label for label, name in enumerate(class_names) if name != self.config.background]

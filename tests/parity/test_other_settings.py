@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -286,6 +287,47 @@ def test_uniqa_with_several_groups_of_words(fast: bool | None) -> None:
         assert relative(gradients[name], expected) < GRADIENT_TOLERANCE
     with pytest.raises(adapt.AdaptError, match="groups has 'great', which is not a class"):
         adapt.wrap(published.backbone("open_clip"), methods.UniQA(groups=[{"great": "sharp image"}]), names)
+
+
+@pytest.mark.parametrize("mode", ["hinge", "learn"])
+@pytest.mark.parametrize("fast", [None, False])
+def test_other_modes_of_detpro(mode: str, fast: bool | None) -> None:
+    """A background that is no more probable than at random, or a class with a prompt of learned tokens alone."""
+    names = ("goldfish", "none", "red_panda", "school bus")
+    images, labels = pictures(7)
+    method = methods.DetPro(n_ctx=4, background="none", mode=mode)
+    model = adapt.wrap(published.backbone("open_clip"), method, names, fast)
+    method.set_counts(torch.tensor([4, 6, 2, 12]), names)
+    logits, terms, gradients = learned(model, images, labels)
+    weights, none = torch.tensor([8 / 4, 12 / 6, 8 / 2, 8 / 12], dtype=torch.double)[labels], labels == 1
+    contexts = {name: each.detach().double().requires_grad_() for name, each in method.named_parameters()}
+    clip: Any = copy.deepcopy(published.backbone("open_clip").model).double()
+    texts = [f"X X X X {name.replace('_', ' ')}." for name in names]
+    texts[1] = " ".join(["X"] * 10)
+    ids = model.backbone.tokenize(texts)
+    rows = clip.token_embedding(ids)
+    rows = torch.cat([rows[:, :1], contexts["ctx"].expand(4, -1, -1), rows[:, 5:]], dim=1)
+    if mode == "learn":
+        row = torch.cat([rows[1, :1], contexts["bg_prompt"], rows[1, 11:]])
+        rows = torch.stack([rows[0], row, *rows[2:]])
+    hidden = clip.transformer(rows + clip.positional_embedding, attn_mask=clip.attn_mask.double())
+    encoded = unit((clip.ln_final(hidden)[torch.arange(4), ids.argmax(-1)]) @ clip.text_projection)
+    features = unit(raw(model, images))
+    if mode == "learn":
+        right = 100 * features @ encoded.T
+        assert scaled(logits, right) < TOLERANCE
+        each = F.cross_entropy(right, labels, reduction="none") * weights / weights.sum()
+    else:
+        known = 100 * features @ encoded[[0, 2, 3]].T
+        target = torch.tensor([0, 0, 1, 2])[labels]
+        over = (known.softmax(-1) - 1 / 3).clamp_min(0).sum(-1)
+        each = torch.where(none, over, F.cross_entropy(known, target, reduction="none")) * weights / 7
+    assert scaled(terms["known"], each[~none].sum()) < TOLERANCE
+    assert scaled(terms["background"], each[none].sum()) < TOLERANCE
+    expected = torch.autograd.grad(each.sum(), [*contexts.values()])
+    for name, gradient in zip(contexts, expected, strict=True):
+        assert relative(gradients[name], gradient) < GRADIENT_TOLERANCE
+    assert method.threshold == 0.5
 
 
 def test_vl2v_sd_draws_to_images_and_texts_by_their_share() -> None:
