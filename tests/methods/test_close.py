@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from checks import scaled
 from torch import Tensor
 
 import adapt
@@ -15,6 +16,7 @@ from adapt import AdaptError, Backbone, methods
 from adapt.data import Item, Split, load, read_csv
 from adapt.data.checks import found_in, look
 from adapt.methods.close import noisy
+from adapt.models.features import item_features
 
 STEPS = {"iterations": 3, "batch_size": 4, "lr": 0.1, "schedule": "constant", "augment": "none", "progress": False}
 
@@ -46,6 +48,26 @@ def test_noise_is_of_training_alone(open_clip: Backbone, images: Tensor) -> None
     features = model.image_features(images)
     assert torch.equal(model.eval().logits(features), model.logits(features))
     assert not torch.allclose(model.train().logits(features), model.eval().logits(features), atol=1e-2)
+
+
+def test_texts_are_shifted_towards_unlabelled_images(
+    open_clip: Backbone, tiny_split: Split, of_texts: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the distance of the means, before noise and unit length, and in training alone."""
+    model = adapt.wrap(open_clip, methods.Close(shift=0.5, noise=0.1), of_texts.class_names)
+    adapt.fit(model, of_texts.train, unlabelled_set=tiny_split.train, **STEPS)
+    prompts = [item.text for item in of_texts.train]
+    texts, images = model.text_features(prompts).double(), item_features(model, tiny_split.train, workers=0).double()
+    away = images.mean(0) - texts.mean(0)
+    assert away.norm() > 0.1
+    noise = torch.randn(texts.shape)
+    monkeypatch.setattr(torch, "randn_like", lambda given: noise)
+    read = F.normalize(texts + 0.5 * away + 0.1 * noise, dim=-1)
+    weight, bias = model.method.lin.weight.double(), model.method.lin.bias.double()
+    assert scaled(model.train().logits(texts.float()), read @ weight.T + bias) < 1e-5
+    assert scaled(model.eval().logits(texts.float()), texts @ weight.T + bias) < 1e-5
+    with pytest.raises(AdaptError, match="unlabelled"):
+        adapt.fit(adapt.wrap(open_clip, methods.Close(shift=1), of_texts.class_names), of_texts.train, **STEPS)
 
 
 @pytest.mark.parametrize("name", ["close", "linear_probe", "task_res", "tip_adapter", "coop"])
