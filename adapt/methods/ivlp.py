@@ -8,6 +8,7 @@ Deviations:
   to the prompt learner and the vision tower, and deeper ones to the blocks. Published checkpoints are renamed on
   import.
 * More learned tokens than `ctx_init` has are refused; the reference starts them at random and drops the words.
+* VPT's head, its uniform start and its dropout of tokens are left out.
 * Prompts are fp32 whatever the backbone's precision.
 
 `n_ctx_text=0` is VPT, whose text is `ctx_init` and the class name; `n_ctx_vision=0` is deep language prompts.

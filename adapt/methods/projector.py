@@ -10,6 +10,7 @@ jmerullo/limber `ed3e942`; park-jungin/vlap `5caf538` (no licence: only its form
 `7635005`, which has interleaved features alone. CG-VLM has no public code: `align: words` is our reading.
 Deviations:
 * The language model stays frozen; LLaVA also trains it in its second stage (see `compose` and `lora` for that).
+* LiMBeR's longest caption of a batch learns no end token, for want of padding; here every answer learns its own.
 * LiMBeR reads a pooled vector of a ResNet where `tokens` is set; here it is the mean of the patches.
 * VLAP's tokens include the class token; here only patches are tokens. Its text is a caption, here the answer.
 * VLAP's file of word counts is not public: our prior is made of the answers' tokens in the training data, as shares of

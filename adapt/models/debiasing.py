@@ -8,8 +8,8 @@ Reference: yfzhang114/LLaVA-Align `dfbecfa`, `vcd_utils`, `experiments/utils/met
 Deviations:
 * Options of several tokens are compared by the mean log-probability of their tokens (`choose`). The reference
   compares the first token alone.
-* Rows with and without the image are in one batch, and greedy decoding and beams are debiased. The reference takes one
-  image at a time, and debiases only where it samples.
+* Rows with and without the image are in one batch, and greedy decoding and beams are debiased; sampling is refused, as
+  each row would draw a token of its own. The reference takes one image at a time, and debiases only where it samples.
 * Noise is added to pixels scaled to -1 to 1, and cut to what a picture can hold; the reference adds it to what its
   preprocessing returns.
 """

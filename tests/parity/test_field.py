@@ -113,7 +113,7 @@ def test_mma(library: str, fast: bool | None) -> None:
 def test_clip_svd(library: str, fast: bool | None) -> None:
     """Of fp64's decomposition, as the stored numbers are: fp32's has gradients that are off by 2.5e-4."""
     settings, expected = published.case("clip_svd")
-    config = {key: settings[key] for key in ("towers", "template", "logit_scale")}
+    config = {key: settings[key] for key in ("towers", "template", "logit_scale", "rank")}
     projections = tuple(letter for part in settings["parts"] for letter in part.split(", "))
     method = methods.CLIPSVD(**config, projections=projections)
     model = adapt.wrap(published.backbone(library), method, settings["names"], fast)
@@ -372,7 +372,12 @@ def test_hicropl_as_intended(library: str, fast: bool | None) -> None:
 def test_two_stages(library: str, fast: bool | None) -> None:
     settings, expected = published.case("two_stage_ln")
     counts = settings["stage1_steps"], settings["stage2_steps"]
-    method = methods.TwoStage(template=settings["template"], first=counts[0] / counts[1])
+    towers = ("text", "vision") if settings["modality"] == "both" else (settings["modality"],)
+    starts = {key: settings[key] for key in ("text_start", "vision_start")}
+    tune = {"ln": "norms", "bitfit": "biases"}[settings["peft"]]
+    method = methods.TwoStage(
+        template=settings["template"], first=counts[0] / counts[1], towers=towers, tune=tune, **starts
+    )
     model = adapt.wrap(published.backbone(library), method, settings["names"], fast)
     tuned: Any = method.tuned
     settings.equal("listed_but_frozen", sorted(_norms() - set(tuned.state_dict())))

@@ -119,7 +119,7 @@ def test_ogens_statistics_are_of_each_classs_own_features() -> None:
 def test_detpro(library: str, fast: bool | None) -> None:
     settings, expected = published.case("detpro_soft")
     names = [*settings["names"], "none"]
-    config = {key: settings[key] for key in ("n_ctx", "class_position")}
+    config = {key: settings[key] for key in ("n_ctx", "class_position", "mode")}
     method: Any = DetPro(**config, background="none")
     model = adapt.wrap(published.backbone(library), method, names, fast)
     settings.equal("temperature", 1 / method.logit_scale)

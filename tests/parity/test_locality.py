@@ -22,7 +22,9 @@ MLP = {"1.0": ["fc1"], "1.2": ["fc2"]}  # our numbers of a head's layers, and it
 
 def built(library: str, settings: Any) -> Any:
     decoder = settings["decoder"]
-    method = methods.Locality(decoder_width=decoder["width"], decoder_layers=decoder["layers"])
+    method = methods.Locality(
+        decoder_width=decoder["width"], decoder_layers=decoder["layers"], skip_blocks=settings["skip_blocks"]
+    )
     return adapt.wrap(published.backbone(library), method, ()).train()
 
 

@@ -220,11 +220,23 @@ def svlc_step(name: str, library: str, method: adapt.methods.SVLC) -> tuple[Pair
     return PairStep(model, given, torch.arange(len(captions))), leaves
 
 
+def svlc(settings: published.Stored) -> adapt.methods.SVLC:
+    """The method with a case's settings."""
+    return adapt.methods.SVLC(
+        negative_weight=settings["neg_w"],
+        negatives=max(1, settings["num_negs"]),
+        twins_for_all=not settings["no_neg_in_contrastive"],
+        symmetric=settings["symmetric"],
+        even_weight=0.1 * settings["kl_pos"],
+        logit_scale=None,
+    )
+
+
 @EVERY_LIBRARY
 def test_svlc_negatives(library: str) -> None:
     """The method's loss with the published twins; texts are in the order captions, wrong twins, there too."""
     settings, expected = published.case("svlc_negatives")
-    method = adapt.methods.SVLC(negative_weight=settings["neg_w"], logit_scale=None)
+    method = svlc(settings)
     twins = {text: own[0] if own else None for text, own in zip(settings["captions"], settings["negatives"])}
     settings.equal("with_negatives", [place for place, twin in enumerate(twins.values()) if twin])
     method.twin = twins.get
@@ -242,7 +254,7 @@ def test_svlc_negatives(library: str) -> None:
 def test_svlc_positives(library: str) -> None:
     """The method's loss; the published texts are in the order captions in other words, captions."""
     settings, expected = published.case("svlc_positives")
-    method = adapt.methods.SVLC(negative_weight=settings["neg_w"], logit_scale=None)
+    method = svlc(settings)
     method.twin = lambda text: None
     step, leaves = svlc_step("svlc_positives", library, method)
     terms, count = method.loss(step), len(settings["captions"])
