@@ -42,6 +42,7 @@ class HiCroPLConfig(IVLPConfig):
     n_ctx_text: int = Field(default=16, ge=1)
     n_ctx_vision: int = Field(default=16, ge=1)
     ctx_init: str = ""
+    project: int | None = Field(default=None, ge=1, multiple_of=HEADS)
     flow: Literal["trained", "published", "none"] = "trained"
     """How prompts refine each other: by networks that learn with them and are then folded into them, by random networks
     before each training step (as the published code does), or not at all."""

@@ -130,10 +130,9 @@ class IVLP(Method[ImageStep], LearnedTokens, ReadsPublished):
         return [with_context(tokenizer, self.config.ctx_init, self.config.n_ctx_text, class_name)]
 
     def tokens(self, tower: str) -> Iterable[Tensor]:
-        """Return the tokens `(k, d)` that enter each block of a tower, from the first."""
-        if tower == "vision" and self.config.project:
-            return [self.prompt_proj(own) for own in self.vision]
+        """Return the tokens `(k, d)` that enter each block of a tower, from the first, before any projection."""
         return {"text": self.text, "vision": self.vision}[tower]
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        return [Tokens(values, block or None) for block, values in enumerate(self.tokens(tower.name))]
+        enters = self.prompt_proj if tower.name == "vision" and self.config.project else nn.Identity()
+        return [Tokens(enters(values), block or None) for block, values in enumerate(self.tokens(tower.name))]

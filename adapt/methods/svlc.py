@@ -96,8 +96,8 @@ class SVLC(LoRA[PairStep]):
     def loss(self, step: Any) -> Terms:
         if not isinstance(step, PairStep):
             return super().loss(step)
-        drawn = ([self.twin(text) for _ in range(self.config.negatives)] for text in step.texts)
-        twins = {place: own for place, all_ in enumerate(drawn) if (own := list(dict.fromkeys(filter(None, all_))))}
+        drawn = [[self.twin(text) for _ in range(self.config.negatives)] for text in step.texts]
+        twins = {place: [*dict.fromkeys(filter(None, own))] for place, own in enumerate(drawn) if any(own)}
         right = [other or text for other, text in zip(step.rephrased, step.texts)] if any(step.rephrased) else []
         made = [twin for own in twins.values() for twin in own]
         every = step.model.encode_texts([*step.texts, *made, *right])

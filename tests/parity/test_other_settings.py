@@ -421,6 +421,11 @@ def test_narrower_deep_tokens_of_vpt() -> None:
     assert relative(gradients["prompt_proj.weight"], right) < GRADIENT_TOLERANCE
     for number, each in enumerate(found):
         assert relative(gradients[f"vision.{number}"], each @ weight) < GRADIENT_TOLERANCE
+    sizes = {"n_ctx_text": 4, "n_ctx_vision": 3, "depth_text": 2, "depth_vision": 2}
+    refined = made(methods.HiCroPL(**sizes, project=24))
+    refined.method.prepare(Given(refined, images[None], labels))
+    _, _, gradients = learned(refined, images, labels)
+    assert gradients["prompt_proj.weight"].norm() > 0
     with pytest.raises(adapt.AdaptError, match="project is given, but n_ctx_vision is 0"):
         methods.IVLP(n_ctx_vision=0, project=20)
 
