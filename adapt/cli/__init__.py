@@ -38,7 +38,6 @@ _COMMANDS = {
     "table": ("protocols", "Show results side by side, with the papers' figures."),
     "report": ("protocols", "Write an HTML report on runs: tables, curves, confusion matrices, errors."),
     "predict": ("predict", "Classify images or folders of images."),
-    "maps": ("maps", "Draw heat maps of where images look abnormal."),
     "serve": ("serve", "Serve adapters over HTTP, with a web page to drop pictures on."),
     "index": ("index", "Build an index of texts or images, for search and for naming images."),
     "search": ("index", "Find the entries of an index that are nearest to a text or an image."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -205,21 +206,39 @@ def region_overlap(maps: Tensor, masks: Tensor, most_false: float = MOST_FALSE) 
     return float(torch.trapezoid(overlap, false)) / most_false
 
 
+LEVELS = 65535  # the largest value of a 16-bit picture
 _WARM, _HOT = "#ff7a1a", "#d0002f"
 _MOST = 0.8  # the opacity of the strongest colour
 
 
-def extremes_of(maps: Sequence[Tensor]) -> tuple[float, float]:
-    """Return the two ends of the colour scale for anomaly maps: the median and the maximum of all pixels."""
-    if not maps:
-        return 0.0, 1.0
-    pixels = torch.cat([each.flatten() for each in maps])
-    return float(pixels.median()), float(pixels.max())
+def as_picture(scores: Tensor) -> tuple[Image.Image, JsonObject]:
+    """Return a map `(h, w)` as a 16-bit grey picture, and the `scale` and `offset` by which its values are scores.
+
+    A score is `offset + scale * value`, to half of `scale`.
+    """
+    low, high = (float(end) for end in scores.aminmax())
+    scale = (high - low) / LEVELS
+    values = ((scores.double() - low) / (scale or 1.0)).round()
+    return Image.fromarray(values.numpy().astype(np.uint16)), {"scale": scale, "offset": low}
 
 
-def heat(picture: Image.Image, anomalies: Tensor, extremes: tuple[float, float], preprocess: Preprocess) -> Image.Image:
-    """Return an image with its anomaly map `(h, w)` as an overlay, from transparent to red between the `extremes`."""
-    low, high = extremes
+def from_picture(picture: Image.Image, told: JsonObject) -> Tensor:
+    """Return the map `(h, w)` that `as_picture` made a picture of."""
+    return torch.from_numpy(np.asarray(picture).astype(np.float64) * told["scale"] + told["offset"]).float()
+
+
+def ends_of_colour(middles: Sequence[float], highest: Sequence[float], threshold: float | None) -> tuple[float, float]:
+    """Return the scores of the weakest and of the strongest colour for maps with these medians and maxima.
+
+    Colours begin at the `threshold` of pixels or, without one, at the median of the medians.
+    """
+    low = statistics.median(middles) if threshold is None else threshold
+    return low, max(low, *highest)
+
+
+def heat(picture: Image.Image, anomalies: Tensor, ends: tuple[float, float], preprocess: Preprocess) -> Image.Image:
+    """Return an image with its anomaly map `(h, w)` as an overlay, from transparent to red between the two `ends`."""
+    low, high = ends
     levels = ((anomalies - low) / max(high - low, 1e-12)).clamp(0, 1) * 255
     grey = Image.fromarray(levels.round().byte().numpy())
     colours = ImageOps.colorize(grey, _WARM, _HOT)
