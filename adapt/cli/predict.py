@@ -117,16 +117,16 @@ def predict(
     Images of one thing get one answer: give a .csv with the columns path and item, or folders with --items. JSON then
     says what each image contributes.
 
-    With --maps, each image gets two PNGs of the area that the backbone reads: scores of pixels in 16 bits, where a score
-    is offset + scale * value, and colours over the image, on one scale for all images. An adapter with a threshold from
-    good images leaves all below it without colour; without one, the less abnormal half has none, and some pixels are
-    warm even if no image has a defect.
+    With --maps, each image gets two PNGs of the area that the backbone reads: 16-bit values of its pixels, whose scores
+    are offset + scale * value, and colours over the image, on one scale for all images. An adapter with a threshold
+    from good images leaves all below it without colour; without one, the less abnormal half has none, and some pixels
+    are warm even if no image has a defect.
 
     With --csv, the columns are image, class and probability. --threshold adds a column answer, and --sets a column
     set, with names separated by bars. --top-k 2 adds class_2 and probability_2, and so on. A regression adapter adds a
     column number, and with --sets the columns low and high. A multi-label adapter adds a column classes, with names
-    separated by bars. An adapter that learned from good images alone adds a column p_value. --maps adds map_path,
-    map_scale, map_offset, map_overlay, map_threshold and map_highest. An average adds the columns
+    separated by bars. An adapter that learned from good images alone adds a column p_value. --maps adds map_scores,
+    map_overlay, map_scale, map_offset, map_threshold and map_highest. An average adds the columns
     disagreement and nats, and an adapter that was trained with --watch a column strangeness. A cell that a spreadsheet
     would run as a formula begins with an apostrophe.
 
@@ -226,7 +226,7 @@ def predict(
                 images_of_item = tuple(each._replace(image=file.called) for each, file in named)
                 answer = [replace(answer[0], images=images_of_item)]
             if drawn is not None:
-                answer = [drawn.write(first, answer[0])]
+                answer = [drawn.write(first.path.stem, answer[0])]
             write(first.item or first.called, answer, reasons)
             for (own, compared), each in zip(windows, answer):
                 compared += own.add(each.sighting, first.called)

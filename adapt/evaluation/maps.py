@@ -15,7 +15,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from adapt.backbones.preprocess import Preprocess
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.data.bags import has_bags
@@ -211,15 +210,24 @@ _WARM, _HOT = "#ff7a1a", "#d0002f"
 _MOST = 0.8  # the opacity of the strongest colour
 
 
-def as_picture(scores: Tensor) -> tuple[Image.Image, JsonObject]:
-    """Return a map `(h, w)` as a 16-bit grey picture, and the `scale` and `offset` by which its values are scores.
+def as_picture(scores: Tensor, threshold: float | None) -> tuple[Image.Image, JsonObject]:
+    """Return a map `(h, w)` as a 16-bit grey picture, and what is to be told of it.
 
-    A score is `offset + scale * value`, to half of `scale`.
+    A score is `offset + scale * value`, to half of `scale`. Pixels above `threshold`, if there is one, are abnormal,
+    and `highest` is the score of the most abnormal one.
     """
     low, high = (float(end) for end in scores.aminmax())
     scale = (high - low) / LEVELS
     values = ((scores.double() - low) / (scale or 1.0)).round()
-    return Image.fromarray(values.numpy().astype(np.uint16)), {"scale": scale, "offset": low}
+    told: JsonObject = {"scale": scale, "offset": low, "threshold": threshold, "highest": high}
+    return Image.fromarray(values.numpy().astype(np.uint16)), told
+
+
+def pixel_threshold(model: Adapted) -> float | None:
+    """Return the score above which a pixel is abnormal to a model that draws maps, or None."""
+    draws = trait(model.method, DrawsMaps)
+    threshold = None if draws is None else draws.threshold(pixels=True)
+    return None if threshold is None else float(threshold)
 
 
 def from_picture(picture: Image.Image, told: JsonObject) -> Tensor:
@@ -236,11 +244,10 @@ def ends_of_colour(middles: Sequence[float], highest: Sequence[float], threshold
     return low, max(low, *highest)
 
 
-def heat(picture: Image.Image, anomalies: Tensor, ends: tuple[float, float], preprocess: Preprocess) -> Image.Image:
-    """Return an image with its anomaly map `(h, w)` as an overlay, from transparent to red between the two `ends`."""
+def heat(picture: Image.Image, scores: Tensor, ends: tuple[float, float]) -> Image.Image:
+    """Return a picture with its map `(h, w)` as an overlay, from transparent to red between the two `ends`."""
     low, high = ends
-    levels = ((anomalies - low) / max(high - low, 1e-12)).clamp(0, 1) * 255
+    levels = ((scores - low) / max(high - low, 1e-12)).clamp(0, 1) * 255
     grey = Image.fromarray(levels.round().byte().numpy())
     colours = ImageOps.colorize(grey, _WARM, _HOT)
-    cropped = preprocess.placing()(picture).resize(colours.size)
-    return Image.composite(colours, cropped, grey.point(lambda level: round(_MOST * level)))
+    return Image.composite(colours, picture, grey.point(lambda level: round(_MOST * level)))

@@ -119,6 +119,11 @@ class Adapted(nn.Module, Generic[B]):
         return True
 
     @property
+    def draws_maps(self) -> bool:
+        """Whether `predict` can say where an image looks abnormal."""
+        return False
+
+    @property
     def needs_every_class(self) -> bool:
         """Whether every class needs a training image."""
         return self.method.needs_every_class

@@ -34,7 +34,7 @@ from adapt.methods.base.traits import (
 )
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_texts import PromptAverage
-from adapt.models.prediction import Prediction, Query, finite, predictions
+from adapt.models.prediction import Map, Prediction, Query, finite, predictions
 from adapt.prompts import Prompt, Texts
 
 if TYPE_CHECKING:
@@ -111,6 +111,11 @@ class ImageModel(Adapted[E]):
     @property
     def answers_questions(self) -> bool:
         return False
+
+    @property
+    def draws_maps(self) -> bool:
+        draws = trait(self.method, DrawsMaps)
+        return draws is not None and draws.normal_class in self.class_names
 
     @in_one_mode
     def forward(self, images: Tensor | BlockInputs) -> Tensor:
@@ -339,7 +344,7 @@ class ImageModel(Adapted[E]):
         AdaptError in the cases that `predict` lists, for a method without anomaly maps, and for a backbone without
         patch features.
         """
-        maps = [each.map for each in self.ask(images, Query(maps=True), batch_size, urls=urls)]
+        maps = [each.map.scores for each in self.ask(images, Query(maps=True), batch_size, urls=urls)]
         return torch.stack(maps) if maps else torch.empty(0, 1, 1)
 
     def logits_and_maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -394,7 +399,8 @@ class ImageModel(Adapted[E]):
         p_values = None if draws is None else draws.p_values(step)
         answered = predictions(logits, self.class_names, query, self.answers, features, numbers, step.members, p_values)
         if maps is not None:
-            answered = (replace(each, map=own) for each, own in zip(answered, maps, strict=True))
+            read = step.images.float().cpu()
+            answered = (replace(each, map=Map(*own)) for each, *own in zip(answered, maps, read, strict=True))
         if watch is None:
             return answered
         from adapt.models.watch import properties

@@ -113,6 +113,13 @@ class Disagreement(NamedTuple):
         return map(cls, (others != best).any(-1).float().mean(0).tolist(), nats.tolist())
 
 
+class Map(NamedTuple):
+    """Where an image looks abnormal: scores `(h, w)` of the pixels `(3, h, w)` that the backbone reads, on the CPU."""
+
+    scores: Tensor
+    pixels: Tensor
+
+
 NOT_FINITE = (
     "the model's output is not finite, as values of the adapter or the backbone overflow: train again with a lower "
     "learning rate, or use a precision with a wider range, such as bf16 or fp32"
@@ -154,10 +161,10 @@ class Prediction:
     """The ends of the interval of the number (regression) at the level that was asked for."""
     p_value: float | None = None
     """The share of good images that score as high as this one, at most, by a method that learned from good images."""
-    map: Tensor | None = field(default=None, compare=False, repr=False)
-    """How abnormal each pixel is that the backbone reads, `(h, w)` on the CPU, if wanted."""
+    map: Map | None = field(default=None, compare=False, repr=False)
+    """Where the image looks abnormal, if wanted."""
     drawn: JsonObject | None = field(default=None, compare=False)
-    """What is told of the map: its pictures, and by which `scale` and `offset` their values are scores."""
+    """What is told of the map: its pictures, and by which `scale` and `offset` values of one are scores."""
     disagreement: Disagreement | None = None
     """How the members of an average disagree; None for an adapter by itself."""
     sighting: Sighting | None = field(default=None, compare=False, repr=False)

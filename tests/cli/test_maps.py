@@ -28,21 +28,21 @@ def test_two_pictures_of_each_map(run, adapter: Path, photos: Path, tmp_path: Pa
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     maps = [row["map"] for row in rows]
     assert len(rows) == 6
-    assert {Path(own[name]) for own in maps for name in ("path", "overlay")} == set(out.iterdir())
+    assert {Path(own[name]) for own in maps for name in ("scores", "overlay")} == set(out.iterdir())
     model = adapt.load(adapter)
     predicted = model.predict([row["image"] for row in rows], maps=True)
     for own, each in zip(maps, predicted, strict=True):
-        assert own["highest"] == pytest.approx(float(each.map.max()), abs=1e-6)
+        assert own["highest"] == pytest.approx(float(each.map.scores.max()), abs=1e-6)
         assert own["threshold"] is None
-        with Image.open(own["path"]) as picture:
-            assert (picture.mode, picture.size) == ("I;16", each.map.shape[::-1])
+        with Image.open(own["scores"]) as picture:
+            assert (picture.mode, picture.size) == ("I;16", each.map.scores.shape[::-1])
             scores = own["offset"] + own["scale"] * np.asarray(picture)
-        assert np.abs(scores - each.map.numpy()).max() <= own["scale"] / 2 + 1e-6
+        assert np.abs(scores - each.map.scores.numpy()).max() <= own["scale"] / 2 + 1e-6
         assert own["scale"] < 1e-5
     assert [row["class"] for row in rows] == [each.class_name for each in predicted]
     darkest = max(range(6), key=lambda number: maps[number]["highest"])
     with Image.open(maps[darkest]["overlay"]) as picture:
-        y, x = np.unravel_index(int(predicted[darkest].map.argmax()), predicted[darkest].map.shape)
+        y, x = np.unravel_index(int(predicted[darkest].map.scores.argmax()), predicted[darkest].map.scores.shape)
         red, _, blue = picture.convert("RGB").getpixel((int(x), int(y)))
         assert red > blue
 
