@@ -29,6 +29,7 @@ _COMMANDS = {
     "zeroshot": ("measure", "Measure a backbone with hand-written prompts."),
     "verify": ("measure", "Compare a backbone with its published accuracy, and list what differs."),
     "few-shot": ("protocols", "Train on a growing number of images per class, over seeds."),
+    "few-normal": ("protocols", "Train on a growing number of normal images, and measure how defects are found."),
     "base-to-new": ("protocols", "Train on half of the classes and measure on both halves, over seeds."),
     "cross-dataset": ("protocols", "Train on one data set and measure on others, over seeds."),
     "domain-generalisation": ("protocols", "Train on one data set and measure on other domains, over seeds."),

@@ -32,10 +32,11 @@ from adapt.models.prediction import decided
 logger = logging.getLogger("adapt")
 TITLES = {
     "image_auroc": "AUROC of images",
-    "map_auroc": "of images by the highest pixel of their maps",
+    "image_f1_max": "highest F1 of a threshold chosen on these very images (F1-max of papers, not a decision's)",
+    "map_auroc": "AUROC of images by the highest pixel of their maps",
     "false_alarms": "false alarms",
     "found": "abnormal images found",
-    "pixel_auroc": "of pixels",
+    "pixel_auroc": "AUROC of pixels",
     "pro": "overlap of regions (PRO)",
 }
 CHANCE = 2.0  # standard deviations above an area of 0.5
@@ -163,6 +164,7 @@ def _areas(anomalies: Tensor) -> dict[str, float | None]:
     """Return the areas under ROC curves of two scores of images and two shares, from `MapScores.anomalies`."""
     anomalous, called = anomalies[:2] > 0
     areas = {name: auroc(own, anomalous) for name, own in zip(("image_auroc", "map_auroc"), anomalies[2:], strict=True)}
+    areas["image_f1_max"] = f1_max(anomalies[2], anomalous)
     shares = {"false_alarms": called[~anomalous], "found": called[anomalous]}
     return areas | {name: float(own.double().mean()) if len(own) else None for name, own in shares.items()}
 
@@ -173,6 +175,20 @@ def auroc(scores: Tensor, positive: Tensor) -> float | None:
 
     both = bool(positive.any()) and not bool(positive.all())
     return float(roc_auc_score(positive.numpy(), scores.float().numpy())) if both else None
+
+
+def f1_max(scores: Tensor, positive: Tensor) -> float | None:
+    """Return the largest F1 of any threshold on scores `(n,)`, or None if no entry of `positive` is true.
+
+    The threshold is chosen by the images that are measured, so that this is not the quality of a decision.
+    """
+    if not positive.any():
+        return None
+    ordered, order = scores.sort(descending=True)
+    last = torch.cat([ordered[1:] != ordered[:-1], torch.tensor([True])])  # of the images with the same score
+    found = positive[order].cumsum(0)
+    called = torch.arange(1, len(scores) + 1)
+    return float((2 * found / (called + found[-1]))[last].max())
 
 
 def region_overlap(maps: Tensor, masks: Tensor, most_false: float = MOST_FALSE) -> float | None:
