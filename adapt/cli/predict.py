@@ -17,6 +17,7 @@ from adapt.cli.image_files import ImageFile, by_item, exit_where_unread, image_f
 from adapt.cli.options import Argument, Option, command
 from adapt.common import hub, plain
 from adapt.common.devices import AUTO
+from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
 from adapt.common.progress import counting_bar
 from adapt.common.shown import SEPARATOR, csv_text, first_of, shown
@@ -85,6 +86,10 @@ def predict(
         Option("With --together, answer sets of about N images one after the other.", min=1, metavar="N"),
     ] = None,
     items: Annotated[bool, "Answer each folder of images as one item of several images."] = False,
+    maps: Annotated[
+        Path | None,
+        Option("New folder for pictures of where images look abnormal, by an adapter that tells.", metavar="FOLDER"),
+    ] = None,
     explain: Annotated[bool, "Show which descriptors of a class decided, for an adapter with some."] = False,
     vocabulary_free: Annotated[
         Path | None,
@@ -112,10 +117,16 @@ def predict(
     Images of one thing get one answer: give a .csv with the columns path and item, or folders with --items. JSON then
     says what each image contributes.
 
+    With --maps, each image gets two PNGs of the area that the backbone reads: 16-bit values of its pixels, whose scores
+    are offset + scale * value, and colours over the image, on one scale for all images. An adapter with a threshold
+    from good images leaves all below it without colour; without one, the less abnormal half has none, and some pixels
+    are warm even if no image has a defect.
+
     With --csv, the columns are image, class and probability. --threshold adds a column answer, and --sets a column
     set, with names separated by bars. --top-k 2 adds class_2 and probability_2, and so on. A regression adapter adds a
     column number, and with --sets the columns low and high. A multi-label adapter adds a column classes, with names
-    separated by bars. An adapter that learned from good images alone adds a column p_value. An average adds the columns
+    separated by bars. An adapter that learned from good images alone adds a column p_value. --maps adds map_scores,
+    map_overlay, map_scale, map_offset, map_threshold and map_highest. An average adds the columns
     disagreement and nats, and an adapter that was trained with --watch a column strangeness. A cell that a spreadsheet
     would run as a formula begins with an apostrophe.
 
@@ -125,6 +136,7 @@ def predict(
       adapt predict adapter.safetensors photos/ --csv > labels.csv
       adapt predict adapter.safetensors photos/ --threshold 0.8
       adapt predict adapter.safetensors photos/ --sets 0.9
+      adapt predict runs/screw photos/ --maps heat
       adapt predict runs/coop runs/lora runs/gda photos/
       adapt predict runs/coop runs/lora runs/gda --average photos/
       adapt predict runs/stata --together photos/ --csv > labels.csv
@@ -136,12 +148,12 @@ def predict(
     """
     if as_json and as_csv:
         raise AdaptError("--json and --csv are two formats of one output: give only one of them")
-    others = classes or question or explain or at_use or together or at_a_time or items or average
+    others = classes or question or explain or at_use or together or at_a_time or items or average or maps
     others = others or threshold is not None or sets is not None
     if vocabulary_free is not None and others:
         raise AdaptError(
             "--vocabulary-free predicts words from captions: leave out --classes, --question, --explain, --set, "
-            "--threshold, --sets, --average, --together, --at-a-time and --items"
+            "--threshold, --sets, --average, --together, --at-a-time, --items and --maps"
         )
     top_k = top_k or (ONE_CLASS if as_csv else FEW_CLASSES)
     adapters = [] if vocabulary_free is not None else _adapters(adapter, images)
@@ -161,6 +173,12 @@ def predict(
             "items of several images are classified by a single adapter, without --question, --explain and "
             "--together: give one adapter, and leave these options out"
         )
+    if maps is not None:
+        check_free(maps)
+        if len(adapters) > 1 or question or of_items:
+            raise AdaptError(
+                "--maps takes a single adapter and single images, without --question: leave --maps or these options out"
+            )
     write: Write = partial(_json if as_json else _lines, [*map(hub.spelled, adapters)])
     if as_csv:
         write = Columns(adapters, threshold is not None, top_k, sets is not None)
@@ -169,7 +187,8 @@ def predict(
     with common.quiet_libraries():
         from adapt.models.prediction import Query
 
-        query = Query(top_k, threshold, False, question, of_items, together, at_a_time, explain, sets)
+        asked = top_k, threshold, False, question, of_items, together, at_a_time, explain, sets
+        query, drawn = Query(*asked, maps=maps is not None), None
         windows: list[tuple[Windows, list[Window]]] = []  # of each adapter, with those that were compared
         if vocabulary_free is not None:
             answers = _by_captions(vocabulary_free, backbone, device, query, opened)
@@ -188,6 +207,11 @@ def predict(
                 if sets is not None:
                     promise = model.sets_at(sets, of_items, together).promise(sets, model.class_names)
                     click.echo(promise, err=True)
+            if maps is not None:
+                from adapt.cli.map_files import MapFiles
+
+                models[0].check_query(query)
+                drawn = MapFiles(maps, models[0])
             answers = _by_adapters(adapters, models, query, opened, len(files))
             if any(model.watch is not None for model in models):
                 from adapt.models import watch
@@ -201,9 +225,13 @@ def predict(
                 named = zip(answer[0].images or (), read[number], strict=True)
                 images_of_item = tuple(each._replace(image=file.called) for each, file in named)
                 answer = [replace(answer[0], images=images_of_item)]
+            if drawn is not None:
+                answer = [drawn.write(first.path.stem, answer[0])]
             write(first.item or first.called, answer, reasons)
             for (own, compared), each in zip(windows, answer):
                 compared += own.add(each.sighting, first.called)
+        if drawn is not None:
+            drawn.finish()
         for name, (own, compared) in zip(adapters, windows):
             compared += own.rest()
             if any(window.alarm for window in compared):
@@ -324,6 +352,8 @@ class Columns:
             yield "number", f"{prediction.number:.6g}"
         if prediction.p_value is not None:
             yield "p_value", f"{prediction.p_value:.6g}"
+        for name, value in (prediction.drawn or {}).items():
+            yield f"map_{name}", f"{value:.9g}" if isinstance(value, float) else str(value or "")
         yield from zip(("disagreement", "nats"), (f"{value:.6g}" for value in prediction.disagreement or ()))
         if prediction.sighting is not None:
             yield "strangeness", f"{prediction.sighting.strangeness:.3f}"
@@ -364,6 +394,8 @@ def _lines(adapters: Sequence[str], image: str, predictions: Sequence[Prediction
         _side_by_side(adapters, image, predictions)
         return
     click.echo(shown(image) + _answer(predictions[0]))
+    if (drawn := predictions[0].drawn) is not None:
+        click.echo(f"  map up to {drawn['highest']:.4f}  {shown(drawn['overlay'])}")
     for each, own in zip_longest(predictions[0].top, reasons):
         if own is None:
             click.echo(f"  {_line(each)}")

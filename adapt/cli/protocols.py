@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
@@ -80,6 +81,50 @@ def few_shot(
         return protocols.few_shot(chosen, common.numbers("shots", counts), _seeds(own))
 
     _on_each(sets, options, of_set)
+
+
+@command("few-normal", without=("data", "shots", "seed"))
+def few_normal(
+    recipe: str,
+    *,
+    sets: Annotated[
+        tuple[str, ...],
+        Option(
+            "Images of an object with and without defects, and masks; a folder of MVTec AD or VisA stands for all its "
+            "objects (repeatable).",
+            "--data",
+            metavar="DATA",
+        ),
+    ] = (),
+    counts: Annotated[str, Option("Normal training images, runs for each number.", "--shots")] = "1,2,4,8,16",
+    **options: Unpack[_Options],
+) -> None:
+    """Train RECIPE on a few normal images of each object, and measure how well defects are found, and where.
+
+    \b
+    Examples:
+      adapt few-normal patch_memory --data emoji-product --shots 1,4 --out runs/product
+      adapt few-normal patch_memory --data defects:MVTec/ --out runs/mvtec
+      adapt few-normal patch_memory --data defects:VisA/ --out runs/visa
+
+    The figures are the area under the ROC curve and the F1-max of images, the area of pixels, and the overlap of
+    regions (PRO). F1-max has its threshold from the test images, as in papers, and is not the quality of a decision.
+    OUT receives few_normal.json, few_normal.csv, and a run directory for each number of images and each seed, in a
+    folder for each object. After an interruption, repeat the command: finished runs are skipped.
+    """
+    from adapt.data.readers.defect_folder import objects_in
+    from adapt.protocols import protocol as protocols
+
+    def of_set(own: _Options) -> Protocol:
+        chosen = _read(recipe, own, "few_normal", _CLASSES | {"data.shots": "give --shots"})
+        return protocols.few_normal(chosen, common.numbers("shots", counts), _seeds(own))
+
+    folders = [each.removeprefix("defects:") for each in sets]
+    objects = [
+        [f"defects:{own}" for own in objects_in(folder)] if folder != each else [each]
+        for folder, each in zip(folders, sets, strict=True)
+    ]
+    _on_each(tuple(chain.from_iterable(objects)), options, of_set)
 
 
 @command("base-to-new", without=("data", "seed"))

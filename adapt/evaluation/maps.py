@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +15,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from adapt.backbones.preprocess import Preprocess
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.data.bags import has_bags
@@ -32,10 +32,11 @@ from adapt.models.prediction import decided
 logger = logging.getLogger("adapt")
 TITLES = {
     "image_auroc": "AUROC of images",
-    "map_auroc": "of images by the highest pixel of their maps",
+    "image_f1_max": "highest F1 of a threshold chosen on these very images (F1-max of papers, not a decision's)",
+    "map_auroc": "AUROC of images by the highest pixel of their maps",
     "false_alarms": "false alarms",
     "found": "abnormal images found",
-    "pixel_auroc": "of pixels",
+    "pixel_auroc": "AUROC of pixels",
     "pro": "overlap of regions (PRO)",
 }
 CHANCE = 2.0  # standard deviations above an area of 0.5
@@ -163,6 +164,7 @@ def _areas(anomalies: Tensor) -> dict[str, float | None]:
     """Return the areas under ROC curves of two scores of images and two shares, from `MapScores.anomalies`."""
     anomalous, called = anomalies[:2] > 0
     areas = {name: auroc(own, anomalous) for name, own in zip(("image_auroc", "map_auroc"), anomalies[2:], strict=True)}
+    areas["image_f1_max"] = f1_max(anomalies[2], anomalous)
     shares = {"false_alarms": called[~anomalous], "found": called[anomalous]}
     return areas | {name: float(own.double().mean()) if len(own) else None for name, own in shares.items()}
 
@@ -173,6 +175,20 @@ def auroc(scores: Tensor, positive: Tensor) -> float | None:
 
     both = bool(positive.any()) and not bool(positive.all())
     return float(roc_auc_score(positive.numpy(), scores.float().numpy())) if both else None
+
+
+def f1_max(scores: Tensor, positive: Tensor) -> float | None:
+    """Return the largest F1 of any threshold on scores `(n,)`, or None if no entry of `positive` is true.
+
+    The threshold is chosen by the images that are measured, so that this is not the quality of a decision.
+    """
+    if not positive.any():
+        return None
+    ordered, order = scores.sort(descending=True)
+    last = torch.cat([ordered[1:] != ordered[:-1], torch.tensor([True])])  # of the images with the same score
+    found = positive[order].cumsum(0)
+    called = torch.arange(1, len(scores) + 1)
+    return float((2 * found / (called + found[-1]))[last].max())
 
 
 def region_overlap(maps: Tensor, masks: Tensor, most_false: float = MOST_FALSE) -> float | None:
@@ -205,23 +221,49 @@ def region_overlap(maps: Tensor, masks: Tensor, most_false: float = MOST_FALSE) 
     return float(torch.trapezoid(overlap, false)) / most_false
 
 
+LEVELS = 65535  # the largest value of a 16-bit picture
 _WARM, _HOT = "#ff7a1a", "#d0002f"
 _MOST = 0.8  # the opacity of the strongest colour
 
 
-def extremes_of(maps: Sequence[Tensor]) -> tuple[float, float]:
-    """Return the two ends of the colour scale for anomaly maps: the median and the maximum of all pixels."""
-    if not maps:
-        return 0.0, 1.0
-    pixels = torch.cat([each.flatten() for each in maps])
-    return float(pixels.median()), float(pixels.max())
+def as_picture(scores: Tensor, threshold: float | None) -> tuple[Image.Image, JsonObject]:
+    """Return a map `(h, w)` as a 16-bit grey picture, and what is to be told of it.
+
+    A score is `offset + scale * value`, to half of `scale`. Pixels above `threshold`, if there is one, are abnormal,
+    and `highest` is the score of the most abnormal one.
+    """
+    low, high = (float(end) for end in scores.aminmax())
+    scale = (high - low) / LEVELS
+    values = ((scores.double() - low) / (scale or 1.0)).round()
+    told: JsonObject = {"scale": scale, "offset": low, "threshold": threshold, "highest": high}
+    return Image.fromarray(values.numpy().astype(np.uint16)), told
 
 
-def heat(picture: Image.Image, anomalies: Tensor, extremes: tuple[float, float], preprocess: Preprocess) -> Image.Image:
-    """Return an image with its anomaly map `(h, w)` as an overlay, from transparent to red between the `extremes`."""
-    low, high = extremes
-    levels = ((anomalies - low) / max(high - low, 1e-12)).clamp(0, 1) * 255
+def pixel_threshold(model: Adapted) -> float | None:
+    """Return the score above which a pixel is abnormal to a model that draws maps, or None."""
+    draws = trait(model.method, DrawsMaps)
+    threshold = None if draws is None else draws.threshold(pixels=True)
+    return None if threshold is None else float(threshold)
+
+
+def from_picture(picture: Image.Image, told: JsonObject) -> Tensor:
+    """Return the map `(h, w)` that `as_picture` made a picture of."""
+    return torch.from_numpy(np.asarray(picture).astype(np.float64) * told["scale"] + told["offset"]).float()
+
+
+def ends_of_colour(middles: Sequence[float], highest: Sequence[float], threshold: float | None) -> tuple[float, float]:
+    """Return the scores of the weakest and of the strongest colour for maps with these medians and maxima.
+
+    Colours begin at the `threshold` of pixels or, without one, at the median of the medians.
+    """
+    low = statistics.median(middles) if threshold is None else threshold
+    return low, max(low, *highest)
+
+
+def heat(picture: Image.Image, scores: Tensor, ends: tuple[float, float]) -> Image.Image:
+    """Return a picture with its map `(h, w)` as an overlay, from transparent to red between the two `ends`."""
+    low, high = ends
+    levels = ((scores - low) / max(high - low, 1e-12)).clamp(0, 1) * 255
     grey = Image.fromarray(levels.round().byte().numpy())
     colours = ImageOps.colorize(grey, _WARM, _HOT)
-    cropped = preprocess.placing()(picture).resize(colours.size)
-    return Image.composite(colours, cropped, grey.point(lambda level: round(_MOST * level)))
+    return Image.composite(colours, picture, grey.point(lambda level: round(_MOST * level)))

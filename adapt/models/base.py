@@ -119,6 +119,11 @@ class Adapted(nn.Module, Generic[B]):
         return True
 
     @property
+    def draws_maps(self) -> bool:
+        """Whether `predict` can say where an image looks abnormal."""
+        return False
+
+    @property
     def needs_every_class(self) -> bool:
         """Whether every class needs a training image."""
         return self.method.needs_every_class
@@ -261,6 +266,7 @@ class Adapted(nn.Module, Generic[B]):
         threshold: float | None = None,
         sets: float | None = None,
         features: bool = False,
+        maps: bool = False,
         urls: bool = False,
     ) -> list[Prediction]:
         """Return a prediction for each image: the most probable classes, or the answer to `question`.
@@ -270,13 +276,14 @@ class Adapted(nn.Module, Generic[B]):
         0 to 1; with `urls`, also an http or https address. A prediction with a probability below `threshold` has the
         class `none`. With `sets`, such as 0.9, `prediction.set` is the set of classes at that level, or
         `prediction.interval` that of the number, if the model was calibrated. With `features`, predictions include
-        image features. Several threads may call `predict` at once.
+        image features, and with `maps` where an image looks abnormal. Several threads may call `predict` at once.
 
         Raises AdaptError, naming the image, for an unreadable file and for anything that is not an image (see
         `adapt.data.open_image`), for a threshold outside [0, 1], for `sets` of a model that was not calibrated, or on
-        too few images, and for `features` of a model without image features.
+        too few images, for `features` of a model without image features, and for `maps` of a method that draws none.
         """
-        return list(self.ask(images, Query(top_k, threshold, features, question, sets=sets), batch_size, urls=urls))
+        query = Query(top_k, threshold, features, question, sets=sets, maps=maps)
+        return list(self.ask(images, query, batch_size, urls=urls))
 
     def predict_stream(
         self,
@@ -288,10 +295,12 @@ class Adapted(nn.Module, Generic[B]):
         threshold: float | None = None,
         sets: float | None = None,
         features: bool = False,
+        maps: bool = False,
         urls: bool = False,
     ) -> Iterator[Prediction]:
         """Yield the predictions of `predict` one by one, with only one batch of images in memory."""
-        yield from self.ask(images, Query(top_k, threshold, features, question, sets=sets), batch_size, urls=urls)
+        query = Query(top_k, threshold, features, question, sets=sets, maps=maps)
+        yield from self.ask(images, query, batch_size, urls=urls)
 
     def check_query(self, query: Query) -> None:
         """Raise AdaptError if this model cannot answer the query."""
@@ -299,6 +308,8 @@ class Adapted(nn.Module, Generic[B]):
             raise AdaptError("this model answers questions about images, but there is no question: give a question")
         if query.features:
             raise AdaptError(f"{self.backbone.describe()} has no image features to return: do not request features")
+        if query.maps:
+            raise AdaptError(f"{self.backbone.describe()} draws no maps: use an adapter of the method patch_memory")
         if query.items or query.together or query.explain:
             what = "explains no answers" if query.explain else f"classifies no {'items' if query.items else 'sets'}"
             raise AdaptError(f"{self.backbone.describe()} {what} of images: use a CLIP, or a model of images alone")

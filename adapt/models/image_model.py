@@ -34,7 +34,7 @@ from adapt.methods.base.traits import (
 )
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_texts import PromptAverage
-from adapt.models.prediction import Prediction, Query, finite, predictions
+from adapt.models.prediction import Map, Prediction, Query, finite, predictions
 from adapt.prompts import Prompt, Texts
 
 if TYPE_CHECKING:
@@ -111,6 +111,11 @@ class ImageModel(Adapted[E]):
     @property
     def answers_questions(self) -> bool:
         return False
+
+    @property
+    def draws_maps(self) -> bool:
+        draws = trait(self.method, DrawsMaps)
+        return draws is not None and draws.normal_class in self.class_names
 
     @in_one_mode
     def forward(self, images: Tensor | BlockInputs) -> Tensor:
@@ -339,33 +344,18 @@ class ImageModel(Adapted[E]):
         AdaptError in the cases that `predict` lists, for a method without anomaly maps, and for a backbone without
         patch features.
         """
-        normal_label(self.method, self.class_names)  # before any work
-        maps = [own for _, own in self.predict_maps(images, batch_size, urls=urls)]
+        maps = [each.map.scores for each in self.ask(images, Query(maps=True), batch_size, urls=urls)]
         return torch.stack(maps) if maps else torch.empty(0, 1, 1)
-
-    def predict_maps(
-        self, images: object, batch_size: int = 64, *, urls: bool = False
-    ) -> Iterator[tuple[Prediction, Tensor]]:
-        """Yield a pair of prediction and anomaly map `(h, w)` for each image, both computed in one pass."""
-
-        def answered(model: Self, pixels: Tensor) -> list[tuple[Prediction, Tensor]]:
-            step = ImageStep(model, pixels)
-            maps = model._maps(step)  # first, because the pass for features of patches also gives those of images
-            return [*zip(model._answered(step, model.answers.of(step), Query()), maps, strict=True)]
-
-        for batch in self._of_batches(images, batch_size, urls, answered):
-            yield from batch
 
     def logits_and_maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits `(b, n_classes)`, and anomaly maps `(b, h, w)` on the CPU, for images `(b, 3, h, w)`."""
-        step = ImageStep(self, pixels)
-        maps = self._maps(step)
-        return self.answers.of(step), maps
+        return self._logits_and_maps(ImageStep(self, pixels))
 
-    def _maps(self, step: ImageStep) -> Tensor:
+    def _logits_and_maps(self, step: ImageStep) -> tuple[Tensor, Tensor]:
         draws = trait(self.method, DrawsMaps)
         assert draws is not None
-        return draws.anomalies(step).float().cpu()
+        maps = draws.anomalies(step).float().cpu()  # first, as the pass for patches also gives features of images
+        return self.answers.of(step), maps
 
     def _asked(self, images: object, query: Query, batch_size: int, urls: bool) -> Iterator[Any]:
         if not (query.items or query.together):
@@ -382,6 +372,8 @@ class ImageModel(Adapted[E]):
         self._check_classes()
         if query.items:
             self.check_takes_bags()
+        if query.maps:
+            normal_label(self.method, self.class_names)
         if (query.together and query.sets is None) or query.explain:
             from adapt.models import answer
 
@@ -400,9 +392,15 @@ class ImageModel(Adapted[E]):
         watch, frozen = self.watch, None
         if watch is not None and watch.features is not None:  # whose method answers from features alone
             frozen = self.backbone_features(pixels)
-        step = ImageStep(self, pixels if frozen is None else Encoded(frozen))
-        logits = self.answers.of(step)
-        answered = self._answered(step, logits, query)
+        step = ImageStep(self, pixels if frozen is None or query.maps else Encoded(frozen))
+        logits, maps = self._logits_and_maps(step) if query.maps else (self.answers.of(step), None)
+        features, numbers = step.features if query.features else None, self.grades(logits)
+        draws = trait(self.method, DrawsMaps)
+        p_values = None if draws is None else draws.p_values(step)
+        answered = predictions(logits, self.class_names, query, self.answers, features, numbers, step.members, p_values)
+        if maps is not None:
+            read = step.images.float().cpu()
+            answered = (replace(each, map=Map(*own)) for each, *own in zip(answered, maps, read, strict=True))
         if watch is None:
             return answered
         from adapt.models.watch import properties
@@ -422,13 +420,6 @@ class ImageModel(Adapted[E]):
         other.training, other.metadata, other.answers = self.training, dict(self.metadata), self.answers
         other.watch = self.watch_for(class_names)
         return other
-
-    def _answered(self, step: ImageStep, logits: Tensor, query: Query) -> Iterator[Prediction]:
-        """Return the predictions for a batch with these logits `(b, n_classes)`."""
-        features, numbers = step.features if query.features else None, self.grades(logits)
-        draws = trait(self.method, DrawsMaps)
-        p_values = None if draws is None else draws.p_values(step)
-        return predictions(logits, self.class_names, query, self.answers, features, numbers, step.members, p_values)
 
     def _check_classes(self) -> None:
         if not self.class_names:

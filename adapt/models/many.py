@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,7 +61,7 @@ def predict_many_stream(
 ) -> Iterator[tuple[Prediction, ...]]:
     """Yield the tuples of `predict_many` one by one, with only one batch of images in memory."""
     query, together = Query(top_k, threshold, features, sets=sets), SideBySide(models)
-    together.check_sets(sets)
+    together.check_query(query)
     pixels = (together.pixels(image, urls=urls) for image in each_of(images))
     for batch in in_batches(pixels, max(1, batch_size // (1 + together.views))):
         yield from together.predictions(batch, query)
@@ -82,11 +83,23 @@ class SideBySide:
         self._readers = [next(iter(group.values())) for group in self._groups]
         self._transforms = [model.transform() for model in self._readers]
 
-    def check_sets(self, level: float | None) -> None:
-        """Raise AdaptError if sets at a level are wanted that one of the models cannot give."""
-        if level is not None:
-            for model in self._models:
-                model.sets_at(level)
+    def check_query(self, query: Query) -> None:
+        """Raise AdaptError if one of the models cannot answer the query. Maps are of the models that draw some."""
+        for model, own in zip(self._models, self._queries(query), strict=True):
+            model.check_query(own)
+            if own.sets is not None:
+                model.sets_at(own.sets)
+
+    def _queries(self, query: Query) -> list[Query]:
+        """Return the query of each model, without maps for those that draw none, if any does."""
+        any_draws = any(model.draws_maps for model in self._models)
+        return [replace(query, maps=query.maps and (model.draws_maps or not any_draws)) for model in self._models]
+
+    @property
+    def map_pixels(self) -> int:
+        """The number of pixels in all maps of an image."""
+        sizes = (model.backbone.preprocess.size for model in self._models if model.draws_maps)
+        return sum(size**2 for size in sizes)
 
     @property
     def views(self) -> int:
@@ -122,12 +135,14 @@ class SideBySide:
         )
 
     def predictions(self, pixels: Sequence[Prepared], query: Query) -> Iterator[tuple[Prediction, ...]]:
-        """Yield a tuple of all models' predictions for each image in the preprocessed batch `pixels`."""
-        for model in self._models:
-            model.check_query(query)
+        """Yield a tuple of all models' predictions for each image in the preprocessed batch `pixels`.
+
+        The `query` was checked.
+        """
+        queries = self._queries(query)
         by_model: dict[int, list[Prediction]] = {}
         for group, own in zip(self._groups, zip(*pixels, strict=True), strict=True):
-            by_model |= _predicted(group, list(own), query)
+            by_model |= _predicted(group, list(own), queries)
         return zip(*(by_model[index] for index in range(len(self._models))), strict=True)
 
 
@@ -148,14 +163,17 @@ def _classifiers(models: Sequence[Model]) -> list[Adapted]:
     return list(models)
 
 
-def _predicted(models: dict[int, Adapted], images: list[Any], query: Query) -> dict[int, list[Prediction]]:
+def _predicted(models: dict[int, Adapted], images: list[Any], queries: Sequence[Query]) -> dict[int, list[Prediction]]:
     """Return a batch's predictions by model index, for models that share a backbone and preprocessing."""
     pixels = next(iter(models.values())).batched(images)
     with ExitStack() as stack, torch.no_grad():
         # first those whose modes change
         for model in sorted(models.values(), key=lambda model: not any(each.training for each in model.modules())):
             stack.enter_context(evaluating(model))
-        return {index: list(models[index]._predictions(inputs, query)) for index, inputs in entering(models, pixels)}
+        return {
+            index: list(models[index]._predictions(pixels if queries[index].maps else inputs, queries[index]))
+            for index, inputs in entering(models, pixels)
+        }
 
 
 def entering(models: dict[int, Adapted], pixels: Any) -> Iterator[tuple[int, Any]]:

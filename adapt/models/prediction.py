@@ -113,6 +113,13 @@ class Disagreement(NamedTuple):
         return map(cls, (others != best).any(-1).float().mean(0).tolist(), nats.tolist())
 
 
+class Map(NamedTuple):
+    """Where an image looks abnormal: scores `(h, w)` of the pixels `(3, h, w)` that the backbone reads, on the CPU."""
+
+    scores: Tensor
+    pixels: Tensor
+
+
 NOT_FINITE = (
     "the model's output is not finite, as values of the adapter or the backbone overflow: train again with a lower "
     "learning rate, or use a precision with a wider range, such as bf16 or fp32"
@@ -154,13 +161,20 @@ class Prediction:
     """The ends of the interval of the number (regression) at the level that was asked for."""
     p_value: float | None = None
     """The share of good images that score as high as this one, at most, by a method that learned from good images."""
+    map: Map | None = field(default=None, compare=False, repr=False)
+    """Where the image looks abnormal, if wanted."""
+    drawn: JsonObject | None = field(default=None, compare=False)
+    """What is told of the map: its pictures, and by which `scale` and `offset` values of one are scores."""
     disagreement: Disagreement | None = None
     """How the members of an average disagree; None for an adapter by itself."""
     sighting: Sighting | None = field(default=None, compare=False, repr=False)
     """What the adapter's watch, if it has one, saw of the image, which `adapt.models.watch.Windows` compares."""
 
     def plain(self) -> JsonObject:
-        """Return the prediction as data for JSON, without features and with the class name under the key `class`."""
+        """Return the prediction as data for JSON, without features and with the class name under the key `class`.
+
+        What is told of a map stands there, and not the map.
+        """
         top = [{"class": name, "probability": probability} for name, probability in self.top]
         own = {"class": self.class_name, "label": self.label, "probability": self.probability, "number": self.number}
         classes = {} if self.class_names is None else {"classes": list(self.class_names)}
@@ -168,6 +182,7 @@ class Prediction:
         more: JsonObject = {} if self.set is None else {"set": list(self.set)}
         more |= {} if self.interval is None else {"interval": list(self.interval)}
         more |= {} if self.p_value is None else {"p_value": self.p_value}
+        more |= {} if self.drawn is None else {"map": self.drawn}
         more |= {} if self.disagreement is None else {"disagreement": self.disagreement._asdict()}
         more |= {} if self.sighting is None else {"strangeness": self.sighting.strangeness}
         return {**own, **classes, **images, **more, "top": top}
@@ -184,10 +199,11 @@ class Query:
     `sets` is the level of the sets of classes, or intervals of numbers, that are wanted. By default each image is
     answered by itself. `items` are sequences of images of one thing, and `together` makes all images one set, or sets
     of about `at_a_time` images.
-    `explain` asks for an `Explanation` of each prediction.
+    `explain` asks for an `Explanation` of each prediction, and `maps` for the map of each image.
 
-    Raises AdaptError for a `top_k` below 1, for a `threshold` outside [0, 1], for `sets` outside (0, 1), and for sets
-    beside a threshold, which has no guarantee, or of images that are answered some at a time.
+    Raises AdaptError for a `top_k` below 1, for a `threshold` outside [0, 1], for `sets` outside (0, 1), for sets
+    beside a threshold, which has no guarantee, or of images that are answered some at a time, and for maps of images
+    that are not answered each by itself.
     """
 
     top_k: int = 5
@@ -199,8 +215,13 @@ class Query:
     at_a_time: int | None = None
     explain: bool = False
     sets: float | None = None
+    maps: bool = False
 
     def __post_init__(self) -> None:
+        if self.maps and (self.items or self.together or self.explain):
+            raise AdaptError(
+                "maps are of each image by itself: leave out items, together and explain, or leave out maps"
+            )
         if self.sets is not None:
             check_level(self.sets)
             if self.at_a_time is not None or self.explain or self.threshold is not None:

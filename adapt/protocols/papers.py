@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from adapt.protocols.protocol import Results
 
 TABLE = Path(__file__).with_name("papers.toml")
-FEW_SHOT, ZERO_SHOT = "few_shot", "zero_shot"
+FEW_SHOT, ZERO_SHOT, FEW_NORMAL = "few_shot", "zero_shot", "few_normal"
 _BACKBONE, _SEEDS = "ViT-B/16", [1, 2, 3]  # the defaults of rows
 _EIGHTY = "eighty"
 PaperRow = JsonObject
@@ -58,6 +58,13 @@ def figures_for(results: Results, columns: Sequence[str]) -> list[list[str]]:
         title = f"{row['method']}, published [{row['from']}] ({backbone})"
         table.append([title, *(values.get(column, "") for column in columns)])
     return table
+
+
+def averages_for(objects: Sequence[str]) -> list[PaperRow]:
+    """Return the published rows of averages over these objects of a benchmark of anomaly detection, and no others."""
+    sets: dict[str, list[str]] = _table()["objects"]
+    names = [name for name, own in sets.items() if sorted(own) == sorted(objects)]
+    return [row for row in rows() if row["protocol"] == FEW_NORMAL and row["data"] in names]
 
 
 def zero_shot_of(data: str, backbone: str | None) -> list[PaperRow]:

@@ -37,6 +37,13 @@ ELEVEN = (
     "dtd", "eurosat", "ucf101",
 )  # fmt: skip
 
+ANOMALY_FIGURES = {
+    "image_auroc": "AUROC of images",
+    "image_f1_max": "F1-max of images",
+    "pixel_auroc": "AUROC of pixels",
+    "pro": "PRO",
+}
+
 Figures = dict[str, float]
 
 PAPERS_TARGETS = {
@@ -61,16 +68,27 @@ class Protocol:
 
 def few_shot(recipe: Recipe, shots: Sequence[int], seeds: Sequence[int]) -> Protocol:
     """Return the few-shot protocol, which trains on 1, 2, 4, ... images per class (CoOp, section 4.1)."""
-    _check_numbers("shots", shots, 1)
+    return Protocol("few_shot", recipe, _with_shots(recipe, shots, seeds), ("test",))
+
+
+def few_normal(recipe: Recipe, shots: Sequence[int], seeds: Sequence[int]) -> Protocol:
+    """Return the protocol of anomaly detection, which trains on 1, 2, 4, ... normal images of one object (WinCLIP).
+
+    AnomalyDINO takes the first files for the first seed, the next ones for the next; here they are drawn.
+    """
     return Protocol(
-        "few_shot",
-        recipe,
-        tuple(
-            PlannedRun(f"shots-{count}-seed-{one.seed}", changed(one, data={"shots": count}))
-            for count in shots
-            for one in _seeded(recipe, seeds)
-        ),
-        ("test",),
+        "few_normal", recipe, _with_shots(recipe, shots, seeds, tuple(ANOMALY_FIGURES)), tuple(ANOMALY_FIGURES)
+    )
+
+
+def _with_shots(
+    recipe: Recipe, shots: Sequence[int], seeds: Sequence[int], beside: tuple[str, ...] = ()
+) -> tuple[PlannedRun, ...]:
+    _check_numbers("shots", shots, 1)
+    return tuple(
+        PlannedRun(f"shots-{count}-seed-{one.seed}", changed(one, data={"shots": count}), beside=beside)
+        for count in shots
+        for one in _seeded(recipe, seeds)
     )
 
 
@@ -334,6 +352,11 @@ def _summary(protocol: Protocol, shots: int | None, setting: str | None, rows: S
 
 
 def _mean(protocol: Protocol, rows: Sequence[Mapping[str, Any]], prefix: str = "") -> Figures:
-    """Return the mean figures over the rows, of the figures whose names have a prefix, and what follows from them."""
+    """Return the mean figures over the rows, of the figures whose names have a prefix, and what follows from them.
+
+    There are none if the rows have none, such as of a baseline that draws no maps.
+    """
+    if not all(f"{prefix}{name}" in row for row in rows for name in protocol.figures):
+        return {}
     mean = {name: statistics.mean(row[f"{prefix}{name}"] for row in rows) for name in protocol.figures}
     return mean | protocol.derive(mean)

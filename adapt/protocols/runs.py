@@ -24,6 +24,7 @@ from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores, main_figure
 from adapt.loading import load
+from adapt.methods.base.traits import DrawsMaps, has_trait
 from adapt.models.answer import can_answer_together
 from adapt.models.base import Adapted, is_native
 from adapt.models.image_model import ImageModel
@@ -55,6 +56,7 @@ class PlannedRun:
 
     `own` is the name of the accuracy on the recipe's test images. `setting` is the run's setting in a sweep, or the
     left-out domain. A run with `after` continues from the adapter of the run `after`, and includes that run's figures.
+    `beside` are figures of the recipe's test images that its row has by their own names.
     """
 
     name: str
@@ -63,6 +65,7 @@ class PlannedRun:
     targets: tuple[Target, ...] = ()
     setting: str | None = None
     after: PlannedRun | None = None
+    beside: tuple[str, ...] = ()
 
 
 def check(runs: Sequence[PlannedRun]) -> None:
@@ -83,6 +86,13 @@ def check(runs: Sequence[PlannedRun]) -> None:
                 f"{recipe.method['name']} learns tensors for each of its classes and cannot classify new classes, "
                 "which this protocol tests: choose another method"
             )
+        if run.beside and not has_trait(method, DrawsMaps):
+            raise AdaptError(
+                f"{recipe.method['name']} draws no maps, which this protocol measures: choose a method such as "
+                "patch_memory"
+            )
+        if run.beside and not any(item.label.files for item in _images(recipe.data).test):
+            raise AdaptError(f"no test image of {recipe.data.source!r} has a mask: add masks of its defects")
         if run.after is not None:
             check_can_start(method, recipe.train is not None, run.after.name)
         for target in run.targets:
@@ -163,6 +173,7 @@ def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
         row |= {f"together_{name}": figures["together"]} if "together" in figures else {}
         if name != run.own:
             row |= {f"{TEST_SET}_{name}": figures["test_set"]}
+    row |= {name: metrics["adapted"][name] for name in run.beside}
     return row | {"train_set": metrics["train_set"], TEST_SET: metrics.get("test_set")}
 
 

@@ -20,8 +20,8 @@ from adapt.common.errors import AdaptError, nearest
 from adapt.common.grouping import grouped
 from adapt.common.shown import csv_text
 from adapt.evaluation import stored
-from adapt.protocols.papers import data_set, figures_for
-from adapt.protocols.protocol import Figures, Results, harmonic
+from adapt.protocols.papers import FEW_NORMAL, averages_for, data_set, figures_for
+from adapt.protocols.protocol import ANOMALY_FIGURES, Figures, Results, harmonic
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
 _SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
@@ -122,7 +122,10 @@ def _escaped(text: str) -> str:
 FORMATS = {"text": as_text, "markdown": as_markdown, "csv": as_csv, "numbers": as_numbers, "latex": as_latex}
 
 
-PROTOCOLS = ("few_shot", "base_to_new", "cross_dataset", "domain_generalisation", "leave_one_out", "phases", "sweep")
+PROTOCOLS = (
+    "few_shot", "few_normal", "base_to_new", "cross_dataset", "domain_generalisation", "leave_one_out", "phases",
+    "sweep",
+)  # fmt: skip
 _BASELINE = "zero-shot"  # of runs that name no other
 
 
@@ -131,7 +134,8 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
 
     Cells are percentages. If the metric is not accuracy, the top left cell contains the name of the metric. Few-shot
     curves have a column for each number of shots, leave-one-out has a column for each domain, and other protocols have
-    a column for each figure. Sweeps have a row for each setting. Raises AdaptError for different protocols or data.
+    a column for each figure. Sweeps have a row for each setting, and few normal images a row for each figure and number
+    of images. Raises AdaptError for different protocols or data.
     """
     first = results[0]
     check_alike(
@@ -141,6 +145,8 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
     )
     if first["protocol"] == "sweep":
         return _settings_tried(results)
+    if first["protocol"] == FEW_NORMAL:
+        return table_of_sets(results)
     columns = list(dict.fromkeys(column for each in results for column in _of(each, "mean")))
     if first["protocol"] == "few_shot":
         columns.sort(key=int)
@@ -261,7 +267,8 @@ class _Case(NamedTuple):
     def raw(self, results: Results, prefix: str = "") -> _Raw:
         """Return the accuracies by seed, which are empty if the results have none."""
         rows = [row for row in results["runs"] if self.shots is None or row["shots"] == self.shots]
-        return [{row["seed"]: row[f"{prefix}{figure}"] for row in rows} for figure in self.figures]
+        names = [f"{prefix}{figure}" for figure in self.figures]
+        return [{row["seed"]: row[name] for row in rows if name in row} for name in names]
 
     def frozen(self, results: Results) -> _Raw:
         """Return the mean accuracies of the baseline, as if of one seed."""
@@ -329,18 +336,24 @@ def several_sets(results: Sequence[Results]) -> bool:
 
 
 def table_of_sets(results: Sequence[Results]) -> Cells:
-    """Return a table of base-to-new or few-shot results on several data sets, with a block for each figure.
+    """Return a table of base-to-new, few-shot or few-normal results on several data sets, a block for each figure.
 
     Cells are empty where a method has no results; then its average is empty too. Raises AdaptError for another
     protocol, different protocols or backbones, and two results of a method on a data set.
     """
     grid = _Grid(results)
-    rows: list[TableRow] = [[figure_of(results[0]), "", *_names(grid.sets), "average"]]
+    of_maps = results[0]["protocol"] == FEW_NORMAL  # without a baseline, and published as averages
+    names = _names(grid.sets)
+    rows: list[TableRow] = [[figure_of(results[0]), "", *names, "average"]]
     for case in grid.cases:
-        known = {grid.baseline: grid.baselines(case)} | {method: grid.raw(case, method) for method in grid.methods}
+        known = {} if of_maps else {grid.baseline: grid.baselines(case)}
+        known |= {method: grid.raw(case, method) for method in grid.methods}
         rows += [
             [title, case.name, *(case.value([raw]) for raw in sets), case.value(sets)] for title, sets in known.items()
         ]
+        for row in averages_for(names) if case.figures == ("image_auroc",) else ():
+            title = f"{row['method']}, published [{row['from']}] ({row['backbone']})"
+            rows.append([title, case.name, *[""] * len(names), row["values"].get(str(case.shots), "")])
         rows.append([])
     return rows[:-1]
 
@@ -403,12 +416,22 @@ def _cases(results: Sequence[Results]) -> list[_Case]:
     protocol = results[0]["protocol"]
     if protocol == "base_to_new":
         return [_Case("base", ("base",)), _Case("new", ("new",)), _Case("harmonic", ("base", "new"))]
+    shots = sorted({int(row["shots"] or 0) for each in results for row in each["runs"]})
     if protocol == "few_shot":
-        shots = sorted({int(row["shots"]) for each in results for row in each["runs"]})
-        return [_Case(f"{each} shots" if each > 1 else "1 shot", ("test",), each) for each in shots]
+        return [_Case(_shots(each), ("test",), each) for each in shots]
+    if protocol == FEW_NORMAL:
+        return [
+            _Case(f"{title}, {_shots(each)}", (name,), each)
+            for name, title in ANOMALY_FIGURES.items()
+            for each in shots
+        ]
     raise AdaptError(
-        f"tables over data sets, and differences, are of few-shot or base-to-new results, not of {protocol}"
+        f"tables over data sets, and differences, are of few-shot, few-normal or base-to-new results, not of {protocol}"
     )
+
+
+def _shots(count: int) -> str:
+    return f"{count} shots" if count > 1 else "1 shot"
 
 
 def _titles_over_sets(results: Sequence[Results]) -> list[str]:

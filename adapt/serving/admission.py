@@ -137,24 +137,26 @@ class Admission:
 
     @asynccontextmanager
     async def images(
-        self, kind: str, files: Sequence[File], look: Callable[[bytes, str], Seen]
+        self, kind: str, files: Sequence[File], look: Callable[[bytes, str], Seen], returned: int = 0
     ) -> AsyncIterator[list[Seen]]:
         """Count a request as being answered, and yield its images, which `look` makes of each file's content and name.
 
-        Their pixels are held meanwhile. Cancellation stops the decoding. Raises Crowded if too many requests of its
-        `kind` are being answered, and TooManyPixels.
+        Their pixels are held meanwhile, and `returned` pixels of pictures in the answer. Cancellation stops the
+        decoding. Raises Crowded if too many requests of its `kind` are being answered, and TooManyPixels.
         """
         if not await comes(lambda: self._answering[kind] < self.limits.requests, self._patience):
             raise Crowded(f"{self.limits.requests} {kind} are being answered already: try again in a second")
         self._answering[kind] += 1
         try:
             sizes = await self._read([len(content) for _, content in files], files, pixels_of)
-            if sum(sizes) > self.limits.pixels:
+            pixels = sum(sizes) + returned
+            if pixels > self.limits.pixels:
+                of_maps = f", {returned:,} of them in maps of the answer" if returned else ""
                 raise TooManyPixels(
-                    f"the images have {sum(sizes):,} pixels, and a request may have at most {self.limits.pixels:,}: "
-                    "send fewer or smaller ones"
+                    f"the images have {pixels:,} pixels{of_maps}, and a request may have at most "
+                    f"{self.limits.pixels:,}: send fewer or smaller ones"
                 )
-            async with self._pixels.hold(sum(sizes)):
+            async with self._pixels.hold(pixels):
                 yield await self._read(sizes, files, look)
         finally:
             self._answering[kind] -= 1

@@ -50,6 +50,8 @@ class AdapterCard(BaseModel):
     """The classes that `/predict` answers with; none if the adapter answers in words alone."""
     chats: bool
     """Whether it answers in words."""
+    maps: bool
+    """Whether it draws maps, which `/predict` gives where `maps` is true."""
     default: bool
 
 
@@ -234,6 +236,7 @@ def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
                 backbone=model.backbone.name,
                 classes=list(model.class_names),
                 chats=is_native(model),
+                maps=model.draws_maps,
                 default=name == now.default,
             )
             for name, model in now.models.items()

@@ -13,8 +13,9 @@ import binascii
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from io import BytesIO
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import HTTPException, Request, Response
@@ -30,6 +31,7 @@ from adapt.backbones.encoded_images import PreparedImage
 from adapt.chats import Chat
 from adapt.common.errors import AdaptError
 from adapt.common.validation import explain
+from adapt.models.base import Adapted
 from adapt.models.many import Prepared, SideBySide
 from adapt.models.native_vlm import TOGETHER
 from adapt.models.prediction import Prediction, Query
@@ -47,6 +49,7 @@ Threshold = Annotated[float | None, Field(ge=0, le=1, description="Answer none i
 Level = Annotated[
     float | None, Field(gt=0, lt=1, description="Also give the set of classes that holds the true one at this level.")
 ]
+WithMaps = Annotated[bool, Field(description="Also say where images look abnormal, by the adapters that draw maps.")]
 Names = Annotated[list[str], Field(max_length=64, description="Adapters to use; without any, the default one.")]
 
 
@@ -55,12 +58,13 @@ class Message(BaseModel):
 
 
 class Asking(Message):
-    """The settings of a request: adapters, the number of classes to return, a threshold, and a level of sets."""
+    """The settings of a request: adapters, the number of classes to return, a threshold, a level of sets, and maps."""
 
     adapters: Names = []
     top_k: TopK = 5
     threshold: Threshold = None
     sets: Level = None
+    maps: WithMaps = False
 
 
 class ImagesInJson(Asking):
@@ -76,11 +80,26 @@ class ClassProbability(BaseModel):
     probability: float
 
 
+class DrawnMap(BaseModel):
+    """Where an image looks abnormal, as PNGs in base64 of the area that the backbone reads, at its size.
+
+    `scores` has 16-bit values, whose scores are `offset + scale * value`. Pixels above `threshold` are abnormal, and
+    `overlay` has colours over the image from there, or without a threshold from the median, to the `highest` score.
+    """
+
+    scores: str
+    overlay: str
+    scale: float
+    offset: float
+    threshold: float | None
+    highest: float
+
+
 class AdapterAnswer(BaseModel):
     """The prediction of one adapter for an image; below the threshold, `class` is `none` and `label` is null.
 
     For a multi-label adapter, `classes` lists all classes that reach the threshold. `set`, or for a number `interval`,
-    is there if `sets` was given. An average has a `disagreement`.
+    is there if `sets` was given, and `map` if `maps` was. An average has a `disagreement`.
     """
 
     adapter: str
@@ -91,6 +110,8 @@ class AdapterAnswer(BaseModel):
     classes: list[str] | None = None
     set: list[str] | None = None
     interval: tuple[float, float] | None = None
+    p_value: float | None = None  # of being as good as the images that were learned from
+    map: DrawnMap | None = None
     disagreement: dict[Literal["share", "nats"], float] | None = None  # of an average
     strangeness: float | None = None  # from an adapter with a watch, in standard deviations
     top: list[ClassProbability]
@@ -110,6 +131,7 @@ class ImagesAnswered(BaseModel):
     alarms: dict[str, str] = {}  # of adapters whose last window of images looked unlike the training images
 
 
+_SAID_OF_A_PIXEL = 4  # a pixel of a map is several bytes of an answer, and counts as so many of an image
 _FORM = "curl -F images=@photo.png"
 
 
@@ -293,8 +315,10 @@ class Predictions:
         """Return the JSON-serialisable predictions for the images and settings of a request."""
         (files, asking), now = request, self._adapters.now
         names = asking.adapters or [now.default]
-        together, query = now.together(names), Query(asking.top_k, asking.threshold, sets=asking.sets)
-        together.check_sets(asking.sets)
+        query = Query(asking.top_k, asking.threshold, sets=asking.sets, maps=asking.maps)
+        together = now.together(names)
+        together.check_query(query)
+        returned = _SAID_OF_A_PIXEL * together.map_pixels * len(files) if asking.maps else 0
 
         def look(content: bytes, name: str) -> Prepared:
             pixels = together.pixels(content, name=name)
@@ -305,8 +329,11 @@ class Predictions:
 
         most = self._admission.limits.tokens
         batcher = self.native_batcher if together.native else self.batcher
-        async with self._admission.images("classifications", files, look) as pixels:
+        async with self._admission.images("classifications", files, look, returned) as pixels:
             rows = await asyncio.wrap_future(batcher.ask(Asked(Classifying(together, query), pixels)).answer)
+            if asking.maps:
+                models = [now.named(name) for name in names]
+                rows = [await self._admission.aside(partial(_drawn, models, row)) for row in rows]
         for name in names:
             self._metrics.images.labels(name).inc(len(rows))
         alarms = {}
@@ -339,6 +366,25 @@ class Predictions:
                 self._metrics.alarms.labels(name).inc(window.alarm)
                 self._metrics.window_p.labels(name).set(window.p)
         return windows.last
+
+
+def _drawn(models: Sequence[Adapted[Any]], row: Sequence[Prediction]) -> list[Prediction]:
+    """Return the models' predictions for an image, with pictures of their maps to send."""
+    from adapt.evaluation.maps import as_picture, ends_of_colour, heat, pixel_threshold
+
+    drawn = []
+    for model, prediction in zip(models, row, strict=True):
+        if prediction.map is not None:
+            scores, threshold = prediction.map.scores, pixel_threshold(model)
+            picture, told = as_picture(scores, threshold)
+            ends = ends_of_colour([float(scores.median())], [told["highest"]], threshold)
+            overlay = heat(model.backbone.preprocess.picture(prediction.map.pixels), scores, ends)
+            for name, each in (("scores", picture), ("overlay", overlay)):
+                each.save(file := BytesIO(), "PNG")
+                told[name] = base64.b64encode(file.getvalue()).decode()
+            prediction = replace(prediction, map=None, drawn=told)
+        drawn.append(prediction)
+    return drawn
 
 
 def check_tokens(backbone: Any, size: tuple[int, int], name: str, most: int) -> None:

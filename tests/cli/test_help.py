@@ -38,7 +38,7 @@ def test_every_command_explains_itself(run, command: str) -> None:
     assert len(result.stdout.splitlines()) > 4
 
 
-@pytest.mark.parametrize("command", ["chat", "data", "maps", "predict"])
+@pytest.mark.parametrize("command", ["chat", "data", "predict"])
 def test_what_reads_models_imports_torch_only_then(command: str) -> None:
     code = f"import sys; from adapt.cli import main; main.get_command(None, {command!r}); print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""`adapt maps`"""
+"""`adapt predict --maps`"""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
@@ -20,32 +21,44 @@ def adapter(model_folder: Path, tmp_path: Path) -> Path:
     return model.save(tmp_path / "anovl.safetensors")
 
 
-def test_a_picture_of_each_image(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
+def test_two_pictures_of_each_map(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "heat"
-    result = run("maps", adapter, photos / "test", "--out", out, "--json")
+    result = run("predict", adapter, photos / "test", "--maps", out, "--json")
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in result.stdout.splitlines()]
+    maps = [row["map"] for row in rows]
     assert len(rows) == 6
-    assert {Path(row["map"]) for row in rows} == set(out.iterdir())
+    assert {Path(own[name]) for own in maps for name in ("scores", "overlay")} == set(out.iterdir())
     model = adapt.load(adapter)
-    expected = model.anomaly_maps([row["image"] for row in rows])
-    assert [row["abnormal"] for row in rows] == pytest.approx(expected.amax((1, 2)).tolist(), abs=1e-6)
-    assert [row["class"] for row in rows] == [each.class_name for each in model.predict([row["image"] for row in rows])]
-    darkest = max(rows, key=lambda row: row["abnormal"])
-    with Image.open(darkest["map"]) as picture:
-        assert picture.size == (expected.shape[2], expected.shape[1])
-        red, _, blue = picture.convert("RGB").getpixel((0, 0))
-        assert red > blue or expected[rows.index(darkest), 0, 0] <= expected.median()
+    predicted = model.predict([row["image"] for row in rows], maps=True)
+    for own, each in zip(maps, predicted, strict=True):
+        assert own["highest"] == pytest.approx(float(each.map.scores.max()), abs=1e-6)
+        assert own["threshold"] is None
+        with Image.open(own["scores"]) as picture:
+            assert (picture.mode, picture.size) == ("I;16", each.map.scores.shape[::-1])
+            scores = own["offset"] + own["scale"] * np.asarray(picture)
+        assert np.abs(scores - each.map.scores.numpy()).max() <= own["scale"] / 2 + 1e-6
+        assert own["scale"] < 1e-5
+    assert [row["class"] for row in rows] == [each.class_name for each in predicted]
+    darkest = max(range(6), key=lambda number: maps[number]["highest"])
+    with Image.open(maps[darkest]["overlay"]) as picture:
+        y, x = np.unravel_index(int(predicted[darkest].map.scores.argmax()), predicted[darkest].map.scores.shape)
+        red, _, blue = picture.convert("RGB").getpixel((int(x), int(y)))
+        assert red > blue
 
 
 def test_nothing_is_written_over_and_only_maps_are_drawn(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
-    result = run("maps", adapter, photos, "--out", tmp_path)
+    result = run("predict", adapter, photos, "--maps", tmp_path)
     assert result.exit_code == 2
     assert "exists already; name a new folder" in result.stderr
     plain = adapt.wrap(adapt.load(adapter).backbone, adapt.methods.ZeroShot(), ("cat", "dog"))
-    result = run("maps", plain.save(tmp_path / "plain.safetensors"), photos, "--out", tmp_path / "heat")
+    result = run("predict", plain.save(tmp_path / "plain.safetensors"), photos, "--maps", tmp_path / "heat")
     assert result.exit_code == 2
     assert "zero_shot classifies images and draws no anomaly maps" in result.stderr
+    result = run("predict", adapter, photos, "--maps", tmp_path / "heat", "--items")
+    assert (result.exit_code, "--maps takes a single adapter and single images" in result.stderr) == (2, True)
+    result = run("predict", adapter, photos, "--maps", tmp_path / "heat", "--explain")
+    assert (result.exit_code, "maps are of each image by itself" in result.stderr) == (2, True)
     assert not (tmp_path / "heat").exists()
 
 
@@ -61,11 +74,14 @@ def test_good_images_give_a_threshold_to_maps_and_predictions(run, model_folder:
     assert told.exit_code == 0, told.output
     assert "p = 1" in told.stdout
     assert "p = 0.2" in told.stdout
-    rows = [*csv.DictReader(run("predict", adapter, pictures, "--csv").stdout.splitlines())]
+    drawn = run("predict", adapter, pictures, "--csv", "--maps", tmp_path / "heat")
+    rows = [*csv.DictReader(drawn.stdout.splitlines())]
     assert [(row["class"], float(row["p_value"])) for row in rows] == [("normal", 1), ("abnormal", 0.2)]
-    drawn = run("maps", adapter, pictures, "--out", tmp_path / "heat")
+    threshold = float(model.method.threshold(pixels=True))
+    assert [float(row["map_threshold"]) for row in rows] == [pytest.approx(threshold)] * 2
+    assert [float(row["map_highest"]) > threshold for row in rows] == [False, True]
     assert "colours begin where few good images have a pixel" in drawn.stderr
-    known, strange = (Image.open(path).convert("RGB") for path in sorted((tmp_path / "heat").iterdir()))
+    known, strange = (Image.open(row["map_overlay"]).convert("RGB") for row in rows)
     plain = model.backbone.preprocess.placing()(open_image(pictures / "known.png"))
     assert ImageChops.difference(known, plain.resize(known.size)).getbbox() is None  # no colour at all
     assert ImageChops.difference(strange, strange.convert("L").convert("RGB")).getbbox() is not None

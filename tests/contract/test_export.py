@@ -17,6 +17,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
 from adapt.formats.export import forms, tracing
+from adapt.methods.base import ImageStep
 from adapt.methods.base.traits import EncodesImages, has_trait
 
 REFUSED = {
@@ -38,8 +39,10 @@ def check_forms(model: AdaptedModel, images: Tensor, folder: Path) -> None:
     read = [name for name in program.state_dict if name.startswith("backbone.")]
     assert read or has_trait(model.method, EncodesImages)  # whose tower is its own
     assert [name for name in read if "text" in name or "token_embedding" in name] == []
-    forms.write_torch(program, folder)
-    forms.write_onnx(program, folder)
+    with torch.no_grad():
+        outputs = tracing.outputs(ImageStep(model, images))
+    forms.write_torch(program, folder, [*outputs])
+    forms.write_onnx(program, folder, [*outputs])
     onnx.checker.check_model(str(folder / "model.onnx"), full_check=True)
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
     whole = torch.export.load(folder / "model.pt2").module()
@@ -48,6 +51,7 @@ def check_forms(model: AdaptedModel, images: Tensor, folder: Path) -> None:
             logits, by_torch = model(images[:count]), whole(images[:count])
             numbers = model.grades(logits)  # of regression, a second output
             expected = [logits] if numbers is None else [logits, numbers]
+            expected += [model.logits_and_maps(images[:count])[1]] if model.draws_maps else []
             by_onnx = map(torch.from_numpy, session.run(None, {"images": images[:count].numpy()}))
             by_torch = [by_torch] if isinstance(by_torch, Tensor) else by_torch
             for own, one, other in zip(expected, by_onnx, by_torch, strict=True):

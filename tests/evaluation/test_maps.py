@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from adapt.evaluation.maps import MapScores, region_overlap
+from adapt.evaluation.maps import MapScores, f1_max, region_overlap
 from adapt.evaluation.scores import Scores
 
 
@@ -73,3 +73,13 @@ def test_maps_that_do_not_separate_images_come_with_a_caution(gap: float, truste
     assert (maps_auroc > 0.685) is trusted
     told = [*scores.lines("40 images")][-1]
     assert ("do not trust the maps: as far as 20 abnormal and 20 normal images can tell" in told) is not trusted
+
+
+def test_f1_max_is_that_of_the_best_threshold() -> None:
+    scores, positive = torch.tensor([0.9, 0.7, 0.7, 0.4, 0.1]), torch.tensor([True, True, False, True, False])
+    best = max(
+        2 * float((positive & (scores >= t)).sum()) / float((scores >= t).sum() + positive.sum()) for t in scores
+    )
+    assert f1_max(scores, positive) == pytest.approx(best) == pytest.approx(6 / 7)
+    assert f1_max(torch.tensor([0.5, 0.5, 0.5]), torch.tensor([True, False, False])) == pytest.approx(0.5)
+    assert f1_max(scores, torch.zeros(5, dtype=torch.bool)) is None

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
-from adapt.data import Item, Split
+from adapt.data import Item, Split, load
 from adapt.evaluation.intervals import of_share
 from adapt.formats.export import export, forms, tracing
-from adapt.methods import CoOp, TipAdapter, UniQA, ZeroShot
+from adapt.methods import AnoVL, CoOp, PatchMemory, TipAdapter, UniQA, ZeroShot
 from adapt.methods.base import ImageStep, Method
 from adapt.models.prediction import Answers
 from adapt.models.sets import Calibration, Sets
@@ -347,7 +347,7 @@ def test_a_missing_library_is_named_with_its_extra(
 def test_a_graph_that_differs_is_not_written(
     open_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forms, "write_torch", lambda *_: lambda images: [torch.ones(len(images), 3)])
+    monkeypatch.setattr(forms, "write_torch", lambda *_: lambda images: {"logits": torch.ones(len(images), 3)})
     with pytest.raises(AdaptError, match=r"differ from the adapter's by .* at most 0\.0001\. Nothing was written"):
         export(model_of(open_clip), tmp_path / "out", "torch")
     assert list(tmp_path.iterdir()) == []
@@ -364,3 +364,23 @@ def test_a_graph_holds_only_what_images_pass_through(open_clip: Backbone) -> Non
     held = sum(tensor.numel() for tensor in tracing.traced(model_of(open_clip)).state_dict.values())
     visual: nn.Module = open_clip.model.visual  # type: ignore[assignment]
     assert held < 1.01 * sum(parameter.numel() for parameter in visual.parameters())
+
+
+@pytest.mark.parametrize("to", ["torch", "onnx"])
+@pytest.mark.parametrize("kind", [AnoVL, PatchMemory])
+def test_maps_are_an_output(to: str, kind: type[Method], open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
+    model = adapt.wrap(open_clip, kind(), ["normal", "abnormal"])
+    if kind is PatchMemory:
+        adapt.fit(model, load("emoji-product").train[:3], progress=False)
+    logits, maps = model.logits_and_maps(images)
+    folder = export(model, tmp_path / "out", to)
+    record, threshold = record_of(folder), model.method.threshold(pixels=True)
+    assert record["map"]["shape"] == ["batch", *maps.shape[1:]]
+    assert record["map"]["threshold"] == (None if threshold is None else pytest.approx(float(threshold)))
+    if to == "torch":
+        found = torch.export.load(folder / record["file"]).module()(images)
+    else:
+        session = onnxruntime.InferenceSession(str(folder / record["file"]))
+        found = map(torch.from_numpy, session.run(["logits", "map"], {"images": images.numpy()}))
+    for output, own in zip(found, (logits, maps), strict=True):
+        assert (output - own).abs().max() < 1e-4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import published
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 import adapt
+from adapt.data import Item
 from adapt.engine import vision
 from adapt.evaluation.maps import auroc, region_overlap
 from adapt.methods import PatchMemory, patch_memory
@@ -25,10 +25,7 @@ class Given:
         self.model, self.images, self.noted = model, images, dict[str, Any]()
 
     def items(self, part: str) -> list[Any]:
-        return [SimpleNamespace(kept_with=str(number)) for number in range(len(self.images)) if part == "train"]
-
-    def labels(self, part: str) -> Tensor:
-        return torch.zeros(len(self.items(part)), dtype=torch.long)
+        return [Item.of(path=str(number), label="normal") for number in range(len(self.images)) if part == "train"]
 
     def steps(self, part: str) -> Iterator[ImageStep]:
         assert part == "train"

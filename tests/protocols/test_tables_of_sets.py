@@ -183,7 +183,7 @@ def test_what_does_not_share_a_table_is_refused() -> None:
     with pytest.raises(AdaptError, match="expected one protocol, backbone and figure"):
         table_of_sets([TWO[0], curve("eurosat", "coop", {1: [0.5]})])
     sweeps = [each | {"protocol": "sweep"} for each in TWO[:2]]
-    with pytest.raises(AdaptError, match="of few-shot or base-to-new results, not of sweep"):
+    with pytest.raises(AdaptError, match="of few-shot, few-normal or base-to-new results, not of sweep"):
         table_of_sets(sweeps)
 
 

@@ -9,16 +9,20 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from serving.asking import hold, scope, upload
 from starlette.testclient import TestClient
 
 import adapt
 from adapt import AdaptedModel
-from adapt.methods import UniQA
+from adapt.data import load
+from adapt.methods import AnoVL, PatchMemory, UniQA
 from adapt.models import many
 from adapt.models.many import SideBySide
 from adapt.models.prediction import Prediction
@@ -432,3 +436,40 @@ def test_an_average_is_served_with_its_disagreement(
         inside = {name for name, count in below.items() if count < 0.8 * 49}
         assert set(row["answers"][0]["set"]) == inside
         assert 0 < len(inside) < len(below)
+
+
+def test_maps_are_those_of_predict(serve: Serve, images: list[bytes], folder: Path, open_clip: adapt.Backbone) -> None:
+    memory = adapt.wrap(open_clip, PatchMemory(), ["normal", "abnormal"])
+    anovl = adapt.wrap(open_clip, AnoVL(), ["normal", "abnormal"])
+    adapt.fit(memory, load("emoji-product").train[:3], progress=False)
+    client, drawing = serve(), {"memory": memory, "anovl": anovl}
+    for name, model in drawing.items():
+        client.post("/adapters", json={"path": model.save(folder / f"{name}.safetensors").name})
+    assert [card["maps"] for card in client.get("/adapters").json()] == [False, False, True, True]
+    found = upload(client, images, adapters=["coop", "memory", "anovl"], maps=True)
+    assert found.status_code == 200, found.text
+    for place, (name, model) in enumerate(drawing.items(), 1):
+        threshold = None if name == "anovl" else float(model.method.threshold(pixels=True))
+        for row, expected in zip(found.json()["results"], model.predict(images, maps=True), strict=True):
+            told = row["answers"][place]["map"]
+            with Image.open(BytesIO(base64.b64decode(told["scores"]))) as picture:
+                scores = told["offset"] + told["scale"] * np.asarray(picture)
+            assert np.abs(scores - expected.map.scores.numpy()).max() < 1e-4
+            assert (told["threshold"], told["highest"]) == pytest.approx((threshold, scores.max()), abs=1e-6)
+            with Image.open(BytesIO(base64.b64decode(told["overlay"]))) as picture:
+                assert (picture.format, picture.size) == ("PNG", scores.shape[::-1])
+            assert row["answers"][place].get("p_value") == expected.p_value
+            assert "map" not in row["answers"][0]
+    assert "map" not in upload(client, images[:1], adapters=["memory"]).json()["results"][0]["answers"][0]
+    refused = upload(client, images[:1], maps=True)
+    assert (refused.status_code, "coop classifies images and draws no anomaly maps" in refused.text) == (422, True)
+
+
+def test_pixels_of_maps_count(serve: Serve, images: list[bytes], folder: Path, open_clip: adapt.Backbone) -> None:
+    model, side = adapt.wrap(open_clip, AnoVL(), ["normal", "abnormal"]), open_clip.preprocess.size
+    client = serve(pixels=24 * 24 + 4 * side * side)
+    client.post("/adapters", json={"path": model.save(folder / "anovl.safetensors").name})
+    assert upload(client, images[:1], adapters=["anovl"], maps=True).status_code == 200
+    refused = upload(client, images[:2], adapters=["anovl"], maps=True)
+    assert refused.status_code == 413
+    assert f"{8 * side * side:,} of them in maps of the answer" in refused.text

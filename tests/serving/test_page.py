@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,37 @@ def test_file_names_stand_beside_answers_and_a_slider_says_none_of_these(tab: An
     assert tab.locator("h2").first.inner_text() == "coop: goldfish"
     assert tab.locator(".unsure").count() == 6
     assert errors == []
+
+
+def test_colours_stand_beside_the_answer_of_an_adapter_that_draws_maps(tab: Any, tiny_split: Split) -> None:
+    image, asked = Path(tiny_split.train[0].path), list[str]()
+    drawn = {"overlay": base64.b64encode(image.read_bytes()).decode(), "threshold": 0.2, "highest": 0.3}
+    answers = [_answer("coop", "goldfish", 0.7), _answer("memory", "abnormal", 0.9, map=drawn)]
+    answers += [_answer("anovl", "normal", 0.6, map=drawn | {"threshold": None})]
+
+    def listed(route: Any) -> None:
+        cards = [{"name": each["adapter"], "method": "m", "classes": ["a"], "maps": "map" in each} for each in answers]
+        route.fulfill(json=cards)
+
+    def answered(route: Any) -> None:
+        asked.append(route.request.post_data_buffer.decode("latin-1"))
+        route.fulfill(json={"alarms": {}, "results": [{"image": "x", "answers": answers}]})
+
+    tab.route("**/adapters", listed)
+    tab.route("**/predict", answered)
+    tab.reload()
+    tab.locator("#adapters input").nth(2).wait_for()
+    tab.set_input_files("#files", image)
+    tab.locator(".adapter figure").nth(1).wait_for()
+    said = ["coloured: abnormal", "coloured: its warmest pixels, which need not be defects"]
+    assert tab.locator(".adapter figcaption").all_inner_texts() == said
+    assert tab.locator(".adapter img").first.get_attribute("alt") == f"Where {image.name} looks abnormal to memory"
+    assert tab.locator(".adapter img").first.evaluate("image => image.naturalWidth") == 24
+    tab.locator("#adapters input").nth(1).uncheck()
+    tab.locator("#adapters input").nth(2).uncheck()
+    tab.set_input_files("#files", image)
+    tab.locator(".image").nth(1).wait_for()
+    assert ['name="maps"' in each for each in asked] == [True, False]
 
 
 def test_each_error_is_shown_by_the_name_of_its_file_and_keys_are_enough(tab: Any, tiny_split: Split) -> None:

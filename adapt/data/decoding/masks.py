@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+_DARK = 127  # of 255: a mask that has no brighter pixel numbers kinds of defects
 NORMAL = "normal"  # the usual name of the class of intact images
 
 
@@ -59,8 +60,9 @@ def mask_of(item: Item, place: Callable[[Image], Image], size: tuple[int, int], 
     """Return the defect mask of an item as bool `(h, w)`, true where defective, resized and cropped by `place`.
 
     `place` and `turned` (upright by EXIF) must be the same as for the image. For an item without a mask, all pixels are
-    false. A pixel is defective if its value is above half of the mask's maximum, so that masks with values 0 and 1 work
-    too. Raises AdaptError, naming the file, if the mask cannot be decoded.
+    false. A pixel is defective if its value is above half of the mask's maximum or, in a dark mask, which numbers the
+    kinds of defects as VisA's do, if its value is not 0. Raises AdaptError, naming the file, if the mask cannot be
+    decoded.
     """
     import torch
 
@@ -71,4 +73,4 @@ def mask_of(item: Item, place: Callable[[Image], Image], size: tuple[int, int], 
         grey = picture.convert("L")
         grey = upright(grey, orientation(picture)) if turned else grey
     _, brightest = cast(tuple[int, int], grey.getextrema())
-    return torch.from_numpy(np.array(place(grey)) > brightest / 2)
+    return torch.from_numpy(np.array(place(grey)) > (brightest / 2 if brightest > _DARK else 0))

@@ -1,4 +1,7 @@
-"""Folders for anomaly localisation, as in MVTec AD: images in `test/KIND`, and masks in `ground_truth/KIND`."""
+"""Folders for anomaly localisation, as in MVTec AD: images in `test/KIND`, and masks in `ground_truth/KIND`.
+
+VisA's folders have their images and masks in a list, `split_csv/1cls.csv`, beside those of the objects.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ from adapt.data.decoding.masks import NORMAL
 from adapt.data.readers import parts
 from adapt.data.readers.base import FolderReader
 from adapt.data.readers.folder import images_in, subfolders
+from adapt.data.readers.lines import csv_reader
 from adapt.data.readers.rows import listed, to_split
 from adapt.data.split import Split
 
 ABNORMAL, _GOOD, _MASKS = "abnormal", "good", "ground_truth"
+_LIST = os.path.join("split_csv", "1cls.csv")
 
 
 def read_defect_folder(root: str | os.PathLike[str]) -> Split:
@@ -22,10 +27,13 @@ def read_defect_folder(root: str | os.PathLike[str]) -> Split:
     Normal images are in `train/good`, `test/good` and perhaps `validation/good`. For each kind of defect, images are in
     `test/KIND` and masks in `ground_truth/KIND`. The classes are normal and abnormal, and the domain of an abnormal
     image is the kind of defect. A mask has the name of the image, optionally followed by `_mask`. Without a folder
-    `ground_truth` there are no masks. Images that are in no folder are good images alone. Raises AdaptError if other
-    folders are missing, and if only some images of defects have a mask.
+    `ground_truth` there are no masks. Images that are in no folder are good images alone, and those of VisA are as its
+    list of all objects says. Raises AdaptError if other folders are missing, and if only some images of defects have a
+    mask.
     """
     root = os.path.abspath(root)
+    if os.path.isfile(os.path.join(os.path.dirname(root), _LIST)):
+        return _listed_object(*os.path.split(root))
     if not subfolders(root) and (images := images_in(root)):
         good = [listed(path, {"label": NORMAL, "mask": ""}, "train") for path in images]
         return to_split(os.path.basename(root), root, good, (NORMAL, ABNORMAL), (1.0, 0.0, 0.0), 0)
@@ -51,6 +59,41 @@ def read_defect_folder(root: str | os.PathLike[str]) -> Split:
     if all(row.item.answer == NORMAL for row in rows):
         raise AdaptError(f"folder {root!r} has no image of a defect; expected at least one as test/KIND/IMAGE")
     return to_split(os.path.basename(root), root, rows, (NORMAL, ABNORMAL), (1.0, 0.0, 0.0), 0)
+
+
+def objects_in(folder: str) -> list[str]:
+    """Return the folders of the objects in a folder of MVTec AD or of VisA by name, or `folder` if it has none."""
+    if os.path.isfile(os.path.join(folder, _LIST)):
+        names = sorted({row[0] for row in _rows_of(folder)})
+    else:
+        names = [name for name in subfolders(folder) if "test" in subfolders(os.path.join(folder, name))]
+    return [os.path.join(folder, name) for name in names] or [folder]
+
+
+def _listed_object(whole: str, name: str) -> Split:
+    rows = [
+        listed(
+            os.path.join(whole, image),
+            {"label": NORMAL if kind == NORMAL else ABNORMAL, "mask": os.path.join(whole, mask) if mask else ""},
+            part,
+        )
+        for thing, part, kind, image, mask in _rows_of(whole)
+        if thing == name
+    ]
+    if not rows:
+        raise AdaptError(
+            f"{os.path.join(whole, _LIST)!r} lists no object {name!r}: give the folder of one that it lists"
+        )
+    return to_split(name, whole, rows, (NORMAL, ABNORMAL), (1.0, 0.0, 0.0), 0)
+
+
+def _rows_of(whole: str) -> list[list[str]]:
+    """Return object, part, kind, image and mask of each line of VisA's list."""
+    path = os.path.join(whole, _LIST)
+    rows = [list(row.values()) for row in csv_reader(path)]
+    if wrong := next((number for number, row in enumerate(rows, 2) if len(row) != 5 or None in row), None):
+        raise AdaptError(f"{path} line {wrong} does not have the five columns object, split, label, image and mask")
+    return rows
 
 
 def _masks(root: str, kind: str) -> dict[str, str]:

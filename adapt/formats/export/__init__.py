@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,11 @@ from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import brief
 from adapt.data import Item
 from adapt.evaluation.intervals import of_share
+from adapt.evaluation.maps import pixel_threshold
 from adapt.formats.adapter import versions
 from adapt.formats.export import forms, tracing
-from adapt.formats.export.forms import INPUT, LOGITS, NUMBER, PRECISE, Graph
+from adapt.formats.export.forms import INPUT, LOGITS, MAP, NUMBER, PRECISE, Graph
+from adapt.methods.base import ImageStep
 from adapt.methods.base.traits import Grades, has_trait
 from adapt.models.base import evaluating
 from adapt.models.image_model import ImageModel
@@ -54,7 +56,8 @@ def export(
 ) -> Path:
     """Write `model` to the new `folder` as a graph from images `(b, 3, h, w)` to logits `(b, n)`, for any b.
 
-    For a regression method, the graph also has an output `number` `(b,)`.
+    For a regression method, the graph also has an output `number` `(b,)`, and for a method that draws maps an output
+    `map` `(b, h, w)`, which the page does not show.
     `to` is the format: `onnx` (model.onnx), `torch` (model.pt2, by torch.export), `openvino` (model.xml) or `html`.
     With `html`, a page is written that classifies images offline in a browser; `runtime` must then be a folder with the
     unpacked npm package onnxruntime-web. `int8` quantises the weights (only for `onnx` and `html`). export.json records
@@ -62,8 +65,8 @@ def export(
 
     Raises AdaptError, with nothing written, if a single graph cannot compute the method's logits (prompts for each
     image, several views, a memory, steps at test time), if a library is missing, or if `data` has classes unknown to
-    the model. Without `int8`, also raises AdaptError if the graph's logits differ from the model's logits by more than
-    1e-4 of the largest logit.
+    the model. Without `int8`, also raises AdaptError if an output of the graph differs from the model's by more than
+    1e-4 of the largest value.
     """
     if to not in FORMS:
         raise AdaptError(f"there is no export format {to!r}; {nearest(to, FORMS)}")
@@ -80,18 +83,21 @@ def export(
             "an HTML page shows one class per image, but this adapter predicts several: use onnx, torch or openvino"
         )
     _check_names(classifier, data)
+    size = classifier.backbone.preprocess.size
+    images = torch.randn(max(_BATCHES), 3, size, size, generator=torch.Generator().manual_seed(1))
+    own = _outputs(classifier, images)
     record = described(classifier, to, FORMS[to], int8) | _sets(classifier, int8)
     with warnings.catch_warnings(), new_folder(folder) as new:
         warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
         program = tracing.traced(classifier)
         if to in ("torch", "openvino"):
-            run = (forms.write_torch if to == "torch" else forms.write_openvino)(program, new)
+            run = (forms.write_torch if to == "torch" else forms.write_openvino)(program, new, [*own])
         else:
-            run = forms.write_onnx(program, new, int8)
-        difference = _difference(classifier, run)
+            run = forms.write_onnx(program, new, [*own], int8)
+        difference = _difference(own, run, images)
         if difference > TOLERANCE and not int8:
             raise AdaptError(
-                f"the exported model's logits differ from the adapter's by {difference:.1e} of the largest; expected "
+                f"the exported model's outputs differ from the adapter's by {difference:.1e} of the largest; expected "
                 f"at most {TOLERANCE:g}. Nothing was written. Use another format, or report the problem with "
                 f"{model.method.name}"
             )
@@ -108,6 +114,8 @@ def described(model: ImageModel, to: str, file: str, int8: bool) -> dict[str, ob
     """Return the content of export.json without measurements. Raises AdaptError if the preprocessing is custom code."""
     size = model.backbone.preprocess.size
     number = {"name": NUMBER, "type": "float32", "shape": ["batch"]}
+    threshold = pixel_threshold(model)
+    drawn = {"name": MAP, "type": "float32", "shape": ["batch", size, size], "threshold": threshold}
     return {
         "format": FORMAT,
         "to": to,
@@ -117,6 +125,7 @@ def described(model: ImageModel, to: str, file: str, int8: bool) -> dict[str, ob
         "input": {"name": INPUT, "type": "float32", "shape": ["batch", 3, size, size]},
         "output": {"name": LOGITS, "type": "float32", "shape": ["batch", len(model.class_names)]},
         **({"number": number} if has_trait(model.method, Grades) else {}),
+        **({"map": drawn} if model.draws_maps else {}),
         "class_names": list(model.class_names),
         "probabilities": "sigmoid" if model.answers.several else "softmax",
         "preprocess": _preprocess(model.backbone),
@@ -161,16 +170,13 @@ def _preprocess(backbone: Backbone) -> dict[str, object]:
     return asdict(backbone.preprocess)
 
 
-def _difference(model: ImageModel, run: Graph) -> float:
-    """Return the largest difference of an output of the export from the model's, relative to the output's largest."""
-    size = model.backbone.preprocess.size
-    images = torch.randn(max(_BATCHES), 3, size, size, generator=torch.Generator().manual_seed(1))
-    own = _outputs(model, images)
+def _difference(own: Mapping[str, Tensor], run: Graph, images: Tensor) -> float:
+    """Return the largest difference of an output of the export from the model's `own`, relative to its largest."""
     with torch.no_grad():
         return max(
-            float((output - ours[:count]).abs().max()) / max(1.0, float(ours.abs().max()))
+            float((output - own[name][:count]).abs().max()) / max(1.0, float(own[name].abs().max()))
             for count in _BATCHES
-            for output, ours in zip(run(images[:count]), own, strict=True)
+            for name, output in run(images[:count]).items()
         )
 
 
@@ -196,9 +202,10 @@ def _measured(model: ImageModel, run: Graph, data: Sequence[Item]) -> dict[str, 
 
     If the images have numbers, the mean absolute errors of the predicted numbers are returned as well.
     """
+    names = [name for name in (LOGITS, NUMBER) if name == LOGITS or has_trait(model.method, Grades)]
     batches = [(run(pixels), _outputs(model, pixels)) for pixels in model.pixels_of(data, _AT_ONCE)]
-    exported, own = (list(map(torch.cat, zip(*each, strict=True))) for each in zip(*batches, strict=True))
-    labels, own_labels = exported[0].argmax(-1), own[0].argmax(-1)
+    exported, own = ({name: torch.cat([each[name] for each in side]) for name in names} for side in zip(*batches))
+    labels, own_labels = exported[LOGITS].argmax(-1), own[LOGITS].argmax(-1)
     actual = torch.tensor([model.class_names.index(item.class_names[0]) for item in data])
     result = {
         "images": len(data),
@@ -208,9 +215,9 @@ def _measured(model: ImageModel, run: Graph, data: Sequence[Item]) -> dict[str, 
         "same_labels": _same(labels, own_labels),
     }
     values = data[0].task.values(data)
-    if len(own) > 1 and values is not None:
-        result["mean_absolute_error"] = float((exported[1] - values).abs().mean())
-        result["adapter_mean_absolute_error"] = float((own[1] - values).abs().mean())
+    if NUMBER in own and values is not None:
+        result["mean_absolute_error"] = float((exported[NUMBER] - values).abs().mean())
+        result["adapter_mean_absolute_error"] = float((own[NUMBER] - values).abs().mean())
     return result
 
 
@@ -218,9 +225,7 @@ def _same(one: Tensor, other: Tensor) -> float:
     return float((one == other).double().mean())
 
 
-def _outputs(model: ImageModel, images: Tensor) -> list[Tensor]:
-    """Return what the exported graph of `model` computes, by the model itself."""
+def _outputs(model: ImageModel, images: Tensor) -> dict[str, Tensor]:
+    """Return what the exported graph of `model` computes, by the model itself and by the names of the outputs."""
     with evaluating(model), torch.no_grad():
-        logits: Tensor = model(images)
-        numbers = model.grades(logits)
-    return [logits] if numbers is None else [logits, numbers]
+        return tracing.outputs(ImageStep(model, images))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from importlib.util import find_spec
 from io import BytesIO
@@ -27,13 +28,13 @@ from adapt.common.errors import AdaptError, missing
 from adapt.common.plain import JsonObject
 from adapt.common.shown import readable_bytes
 
-Graph = Callable[[Tensor], Sequence[Tensor]]  # images (b, 3, h, w) to logits and, of a regression method, numbers
+Graph = Callable[[Tensor], Mapping[str, Tensor]]  # images (b, 3, h, w) to the outputs by name
 
 # options of OpenVINO's `compile_model`, whose default is half precision if the processor has it; no file can hold them
 PRECISE = {"INFERENCE_PRECISION_HINT": "f32"}
 TORCH, ONNX, OPENVINO = "model.pt2", "model.onnx", "model.xml"
 DATA = f"{ONNX}.data"  # the weights of a graph from 1.5 GiB on, by torch's rule and onnxruntime's name
-INPUT, LOGITS, NUMBER = "images", "logits", "number"  # logits (b, n), and of a regression method numbers (b,)
+INPUT, LOGITS, NUMBER, MAP = "images", "logits", "number", "map"
 _OF_ONNX = ("onnx", "onnxscript", "onnxruntime")
 _LONGEST_MESSAGE = 2**31 - 1  # bytes of a protobuf message, the format of ONNX
 _LIBRARIES = {"onnx": _OF_ONNX, "html": _OF_ONNX, "openvino": (*_OF_ONNX, "openvino")}
@@ -46,22 +47,25 @@ def check_libraries(form: str) -> None:
         raise missing(f"--to {form}", " and ".join(absent), "openvino" if form == "openvino" else "export")
 
 
-def write_torch(program: ExportedProgram, folder: Path) -> Graph:
-    """Write the graph to `model.pt2` for `torch.export.load`, and return a function that runs the written file."""
+def write_torch(program: ExportedProgram, folder: Path, names: Sequence[str]) -> Graph:
+    """Write the graph to `model.pt2` for `torch.export.load`, and return a function that runs the written file.
+
+    `names` are those of its outputs.
+    """
     content = BytesIO()  # torch ends the process where it cannot write a file
     torch.export.save(program, content)
     (folder / TORCH).write_bytes(content.getbuffer())
     written = torch.export.load(folder / TORCH).module()
 
-    def run(images: Tensor) -> Sequence[Tensor]:
-        outputs: Tensor | tuple[Tensor, Tensor] = written(images)
-        return (outputs,) if isinstance(outputs, Tensor) else outputs
+    def run(images: Tensor) -> dict[str, Tensor]:
+        outputs: Tensor | tuple[Tensor, ...] = written(images)
+        return dict(zip(names, [outputs] if isinstance(outputs, Tensor) else outputs, strict=True))
 
     return run
 
 
-def write_onnx(program: ExportedProgram, folder: Path, int8: bool = False) -> Graph:
-    """Write the graph to `model.onnx`, and return a function that runs the written file.
+def write_onnx(program: ExportedProgram, folder: Path, names: Sequence[str], int8: bool = False) -> Graph:
+    """Write the graph with outputs of these `names` to `model.onnx`, and return a function that runs the written file.
 
     The weights of a large graph are written to `model.onnx.data`. `int8` quantises the graph dynamically. Raises
     AdaptError if the graph has an operation that ONNX does not have.
@@ -72,26 +76,27 @@ def write_onnx(program: ExportedProgram, folder: Path, int8: bool = False) -> Gr
     path = folder / ONNX
     if int8:
         with TemporaryDirectory(dir=folder) as unquantised:
-            _quantise(_converted(program, Path(unquantised)), path)
+            _quantise(_converted(program, Path(unquantised), names), path)
     else:
-        _converted(program, folder)
+        _converted(program, folder, names)
     onnx.checker.check_model(str(path), full_check=True)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: [torch.from_numpy(output) for output in session.run(None, {INPUT: images.numpy()})]
+    run = partial(session.run, names)
+    return lambda images: dict(zip(names, map(torch.from_numpy, run({INPUT: images.numpy()})), strict=True))
 
 
-def write_openvino(program: ExportedProgram, folder: Path) -> Graph:
+def write_openvino(program: ExportedProgram, folder: Path, names: Sequence[str]) -> Graph:
     """Write the graph to OpenVINO's `model.xml` and `model.bin`, and return a function that runs these files."""
     import openvino
 
     with TemporaryDirectory(dir=folder) as temporary:
-        graph = openvino.convert_model(_converted(program, Path(temporary)))
+        graph = openvino.convert_model(_converted(program, Path(temporary), names))
         openvino.save_model(graph, folder / OPENVINO, compress_to_fp16=False)
     written = openvino.Core().compile_model(folder / OPENVINO, "CPU", PRECISE)
-    return lambda images: [torch.from_numpy(output) for output in written(images.numpy()).to_tuple()]
+    return lambda images: dict(zip(names, map(torch.from_numpy, written(images.numpy()).to_tuple()), strict=True))
 
 
-def _converted(program: ExportedProgram, folder: Path) -> Path:
+def _converted(program: ExportedProgram, folder: Path, names: Sequence[str]) -> Path:
     """Write the graph as ONNX to `folder`, and return the path. Raises AdaptError for an operation unknown to ONNX."""
     try:
         # addmm as a matrix product and a sum, because ONNX Runtime quantises matrix products, but not Gemm
@@ -106,7 +111,7 @@ def _converted(program: ExportedProgram, folder: Path) -> Path:
             dynamo=True,
             verbose=False,
             input_names=[INPUT],
-            output_names=[LOGITS, NUMBER][: len(program.graph_signature.user_outputs)],
+            output_names=[*names],
             dynamic_shapes=({0: "batch"},),
         )
     except RuntimeError as error:  # the base class of the exporter's errors

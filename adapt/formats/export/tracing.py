@@ -11,8 +11,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from adapt.backbones.base import outside_inference_mode
 from adapt.backbones.locks import alone, frozen
 from adapt.common.errors import AdaptError
+from adapt.formats.export.forms import LOGITS, MAP, NUMBER
 from adapt.methods.base import ImageStep, Method
-from adapt.methods.base.traits import Stream, has_trait
+from adapt.methods.base.traits import DrawsMaps, Stream, has_trait, trait
 from adapt.models.base import Adapted, evaluating
 from adapt.models.image_model import ImageModel
 
@@ -55,7 +56,7 @@ def _reason_against(model: ImageModel) -> str | None:
 def traced(model: ImageModel) -> ExportedProgram:
     """Return the graph from preprocessed images `(b, 3, h, w)` to the model's logits `(b, n)`, for any batch size b.
 
-    Of a regression method, the graph also has the numbers `(b,)` as an output.
+    Of a regression method, the graph also has the numbers `(b,)` as an output, and of a method that draws maps those.
     The graph contains only the tensors that images pass through, not the text tower. Raises AdaptError in the same
     cases as `exportable`, and if the method computes what a graph cannot contain, such as a branch on a value.
     """
@@ -75,15 +76,23 @@ def traced(model: ImageModel) -> ExportedProgram:
             ) from error
 
 
+def outputs(step: ImageStep) -> dict[str, Tensor]:
+    """Return what an export computes of a batch: logits `(b, n)`, and numbers `(b,)` and maps `(b, h, w)` if any."""
+    model, draws = step.model, trait(step.model.method, DrawsMaps)
+    # first, as the pass for patches also gives features of images
+    maps = draws.anomalies(step).float() if draws is not None and model.draws_maps else None
+    logits = model.answers.of(step)
+    found = {LOGITS: logits, NUMBER: model.grades(logits), MAP: maps}
+    return {name: output for name, output in found.items() if output is not None}
+
+
 def _program(module: nn.Module, examples: Tensor) -> ExportedProgram:
     # not strict: the model runs in Python with its locks and edits, and only operations on tensors are recorded
     return torch.export.export(module, (examples,), dynamic_shapes=({0: Dim("batch", max=_MOST)},), strict=False)
 
 
 class _Traced(nn.Module):
-    """A module from images to the logits of `model`, in which all values that depend only on classes are precomputed.
-
-    Of a regression method, the outputs are the logits and the numbers.
+    """A module from images to the `outputs` of `model`, in which values that depend only on classes are precomputed.
 
     The model and backbone are submodules and the precomputed values are buffers, so the graph includes all their
     tensors.
@@ -93,18 +102,17 @@ class _Traced(nn.Module):
         super().__init__()
         self.model, self.backbone = model, model.backbone.model
         step = ImageStep(model, examples)
-        model.answers.of(step)  # fills step.of_classes
+        outputs(step)  # fills step.of_classes
         values, self._layout = tree_flatten(step.of_classes)  # which has tuples, and dicts of the members of an average
         self._others = [None if isinstance(value, Tensor) else value for value in values]
         for number, value in enumerate(values):
             if isinstance(value, Tensor):
                 self.register_buffer(f"of_classes_{number}", value)
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         step = ImageStep(self.model, images)
         buffers = dict(self.named_buffers(recurse=False))
         values = [buffers.get(f"of_classes_{number}", other) for number, other in enumerate(self._others)]
         step.of_classes |= tree_unflatten(values, self._layout)
-        logits = self.model.answers.of(step)
-        numbers = self.model.grades(logits)
-        return logits if numbers is None else (logits, numbers)
+        first, *others = outputs(step).values()
+        return (first, *others) if others else first
