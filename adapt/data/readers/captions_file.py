@@ -15,7 +15,16 @@ from adapt.data.decoding.files import Stored, is_address, under
 from adapt.data.decoding.inline import rows_of
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
-from adapt.data.readers.chats_file import IMAGES, check_keys, is_chat, is_chats_file, note_remarks, one_of, split_of
+from adapt.data.readers.chats_file import (
+    IMAGES,
+    check_keys,
+    check_text,
+    is_chat,
+    is_chats_file,
+    note_remarks,
+    one_of,
+    split_of,
+)
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
 from adapt.data.readers.rows import Listed, check_listed_once, listed, one_each, renamed, to_split, without_rows
 from adapt.data.split import InconsistentError, Split
@@ -114,6 +123,13 @@ def _pairs(entry: object, folder: str, where: str) -> list[Listed]:
     check_keys(fields, _READ, where)
     if stored := [each for each in texts if isinstance(each, Stored)]:
         raise AdaptError(f"{where}: the caption is an image, {brief(stored[0])}: say which columns are read")
+    if "question_id" in fields and "text" in fields:
+        raise AdaptError(
+            f"{where} has a text beside a question_id, which seems to be a question: give it as question, with its "
+            "answer, or as caption if it is one"
+        )
+    for text in texts:
+        check_text(text, folder, where)
     if is_address(image):
         raise AdaptError(f"{where} has the image {brief(image)}, an address: download it, and give its path")
     part = fields.get("split") or ""

@@ -100,11 +100,14 @@ _MEASURES = frozenset(("width", "height", "size", "count", "num", "number", "len
 _NUMBER = re.compile(r"\s*[+-]?\d*\.?\d+(e[+-]?\d+)?\s*", re.IGNORECASE)
 _MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
 _OTHER_MARK = re.compile(
-    r"</?\|? ?(?:start_of_)?(?:image|img|picture|vision|video|audio)[\w -]*[|/]?>|\[ima?ge?\]|<bbox>|<ref-object>",
-    re.IGNORECASE,
-)
-_NAMED_FILE = re.compile(
-    r"<img\s[^>]*>|!\[[^\]]*\]\([^)]*\.(?:png|jpe?g|webp|gif|bmp|tiff?)\)|<bbox>|<ref-object>", re.IGNORECASE
+    r"""`[^`]*`  # code, or words about a mark
+    |(?P<mark></?(?:start_of_|end_of_)?(?:image|img)/?>
+        |<(?:video|audio|picture)/?>(?!\s*<)  # of HTML if another tag follows
+        |<(?:image|img|picture|vision|video|audio)(?:[ _-]?\d+|_\w+|s|here)/?>
+        |<\|[^<>|]*(?:image|img|picture|vision|video|audio)[^<>|]*\|>
+        |<bbox>|<ref-object>|\[ima?ge?\]|(?<![${]){(?:image|img|picture)[ _]?\d*})
+    |<img\s[^>]*?src\s*=\s*["']?(?P<source>[^"'\s>]+)[^>]*>|!\[[^]]*\]\((?P<link>[^)\s]+)[^)]*\)""",
+    re.IGNORECASE | re.VERBOSE,
 )
 _TEXT_PARTS, _IMAGE_PARTS = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
 _OF_AN_IMAGE = ("image", "url", "path", "base64", "bytes")
@@ -295,7 +298,9 @@ def listed_row(row: object, where: str, folder: str, place: str, stored: object)
     for key, value in leaves if not images else ():
         if key not in _READ and key != "value" and value.lower().endswith(IMAGE_SUFFIXES):
             raise AdaptError(f"{where}: {key} is {brief(value)}, which seems to be an image: give it as image")
-    _check_texts([*(turn.text for turn in read.turns), rejected or ""], bool(images), where)
+    for number, turn in enumerate(read.turns, 1):
+        check_text(turn.text, folder, f"{where}: turn {number}", asks=turn.role == "user")
+    check_text(rejected or "", folder, f"{where}: the rejected answer")
     paths = tuple(_path(image, inline, where, folder, place) for image in [*images, *others])
     chat = Chat(tuple(read.turns))
     _check(chat, where)
@@ -380,29 +385,29 @@ def _words(key: str) -> list[str]:
     return [word if word == "ds" else re.sub("(?<![su])s$", "", word) for word in words]
 
 
-def _check_texts(texts: Sequence[str], seen: bool, where: str) -> None:
-    """Raise AdaptError for a text with half of a surrogate pair, or with a mark of an image that is not read.
+def check_text(text: str, folder: str, where: str, asks: bool = False) -> None:
+    """Raise AdaptError for a text that is an image, has a mark of one that is not read, or half of a surrogate pair.
 
-    No tokenizer reads half a pair. Without images that are `seen`, a text may be about marks, such as HTML: only those
-    that begin it, and those that name a file, are taken for such.
+    Marks in backticks are words about them. A tag or a link of HTML or Markdown is text as well, unless it names a file
+    in the `folder`, or begins a text that `asks`. No tokenizer reads half a pair.
     """
-    for text in texts:
-        if text.lower().endswith(IMAGE_SUFFIXES) and len(text.split()) == 1:
-            raise AdaptError(f"{where}: {brief(text)} seems to be an image; expected a text: give it as image")
-        mark = _OTHER_MARK.search(text) if seen else _OTHER_MARK.match(text.strip()) or _NAMED_FILE.search(text)
-        if mark:
+    if text.lower().endswith(IMAGE_SUFFIXES) and len(text.split()) == 1:
+        raise AdaptError(f"{where}: {brief(text)} seems to be an image; expected a text: give it as image")
+    for found in _OTHER_MARK.finditer(text.strip()):
+        begins, file = asks and not found.start(), found["source"] or found["link"]
+        if found["mark"] or (file and (begins or os.path.isfile(os.path.join(folder, file)))):
             raise AdaptError(
-                f"{where}: {mark[0]} is no mark of an image here: write <image> where an image stands, and leave the "
-                "row out if it is of another thing"
+                f"{where}: {brief(found[0])} is no mark of an image here: write <image> where an image stands, put it "
+                "in `backticks` if the text is about it, or leave the row out"
             )
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            around = text[max(0, error.start - 20) : error.start]
-            raise AdaptError(
-                f"{where}: the text has half a character (a lone surrogate) after {brief(around)}: it was cut in the "
-                "middle of an emoji or the like. Correct the text"
-            ) from None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 20) : error.start]
+        raise AdaptError(
+            f"{where}: the text has half a character (a lone surrogate) after {brief(around)}: it was cut in the "
+            "middle of an emoji or the like. Correct the text"
+        ) from None
 
 
 def _in_one_list(row: JsonObject, where: str) -> JsonObject:
