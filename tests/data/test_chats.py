@@ -362,6 +362,10 @@ BAD: dict[str, tuple[Any, str]] = {
         "'7.png' seems to be an image; expected a text",
     ),
     "an image in a remark": ({"question": "what?", "answer": "a", "meta": {"file": "7.png"}}, "file is '7.png', which"),
+    "an image by its path in a remark": (
+        {"question": "what?", "answer": "a", "meta": {"path": "7.png"}},
+        "path is '7.png'",
+    ),
     "an image of a turn by a remark": (
         {"messages": [BARE | {"source": "7.png"}, DOG]},
         "source is '7.png', which seems to be an image",
@@ -472,6 +476,13 @@ PREFERENCES: dict[str, dict[str, Any]] = {
     "ms-swift": row(USER, DOG, rejected_response="a cat."),
     "ms-swift, a turn": row(USER, DOG, rejected_response=[DOG | {"content": "a cat."}]),
     "LLaVA": {"image": "7.png", "prompt": "<image>what is it?", "chosen": "a dog.", "rejected": "a cat."},
+    "OpenAI's names, beside a question": {
+        "filename": "7.png",
+        "messages": [],
+        "question": "what is it?",
+        "preferred_output": "a dog.",
+        "non_preferred_output": "a cat.",
+    },
     "RLHF-V": {"image": "7.png", "question": "what is it?", "chosen": "a dog.", "rejected": "a cat."},
 }
 

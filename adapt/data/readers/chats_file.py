@@ -10,7 +10,7 @@ Each row is read by its own keys:
   both, LLaMA-Factory beside turns, or beside a question), `rejected_response` beside turns that end with the chosen
   answer (ms-swift), or `preferred_output` and `non_preferred_output` beside `input` (OpenAI); with `rejected_images`,
   a list as long as the conversation's images, the rejected answer is that to these images;
-* `system`, a turn before the first; `images` (or another of `IMAGES`), in the order of their marks, and before the
+* `system`, a turn before the first; `images` (or another of `rows.IMAGES`), in the order of their marks, and before the
   first question if there is no mark: a path, a data URI, an object with `path` or `bytes`, or a list of these; `split`
   for the part of the split.
 
@@ -41,16 +41,12 @@ from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
-from adapt.data.readers.rows import Listed, renamed, to_split, without_rows
+from adapt.data.readers.rows import IMAGES, Listed, renamed, to_split, without_rows
 from adapt.data.split import InconsistentError, Split
 
 logger = logging.getLogger("adapt")
 QUERY = ("query", "prompt", "instruction", "input", "question", "problem")  # Alpaca has an instruction and its input
 RESPONSE = ("response", "answer", "output", "target", "text", "completion", "content")
-IMAGES = (
-    "images", "image", "image_path", "image_paths", "image_url", "image_urls", "image_file", "img", "imgs", "img_path",
-    "path", "file_name",
-)  # fmt: skip
 _TURNS, _SYSTEM = ("messages", "conversations"), ("system", "system_prompt")
 _ROLES: dict[str, Role] = {
     "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system",
@@ -263,26 +259,23 @@ def listed_row(row: object, where: str, folder: str, place: str, stored: object)
         raise AdaptError(f"{where} is no JSON: {row}") from row
     if not isinstance(row, dict):
         raise AdaptError(f"{where} is {brief(row)}; expected an object with {_FORMS}")
-    leaves, row = [*_leaves(row)], _in_one_list(row, where)
+    leaves, (row, rejected) = [*_leaves(row)], _in_one_form(row, where)
     judged = [key for key in _JUDGED if row.get(key) is not True]
     address = [] if any(row.get(key) for key in IMAGES) else ["url"]  # from which the image came
     asked = _ASKED if any(row.get(key) for key in _TURNS) else ()
     check_keys(row, _READ.difference(asked, judged, address), where)
     inline = list(images_in(stored))
-    rejected, others = None, list[object]()
-    if any(key in row for key in _PREFERENCES):
-        others = row.get(_OTHER_IMAGES) or []
-        if not isinstance(others, list):
-            raise AdaptError(f"{where}: rejected_images is {brief(others)}; expected a list of images")
-        row = {key: value for key, value in row.items() if key != _OTHER_IMAGES}
-        row, rejected = _preference(row, where)
-    elif row.get(_OTHER_IMAGES):
+    others = row.get(_OTHER_IMAGES) or []
+    if not isinstance(others, list):
+        raise AdaptError(f"{where}: rejected_images is {brief(others)}; expected a list of images")
+    if others and rejected is None:
         raise AdaptError(
             f"{where} has {_OTHER_IMAGES!r}: two answers to one question are compared, and there is one. Give the "
             "other images' answer as rejected_response, or leave the row out"
         )
-    read = _turns(row, where)
-    given = _given(row, where)
+    read, key = _turns(row, where), one_of(row, IMAGES, where)
+    given = row[key] if key else []
+    given = given if isinstance(given, list) else [given]
     if given and not read.named:  # without a mark they come first, as in TRL and ms-swift
         first = next((number for number, turn in enumerate(read.turns) if turn.role == "user"), 0)
         read.named = [None] * len(given)
@@ -296,7 +289,7 @@ def listed_row(row: object, where: str, folder: str, place: str, stored: object)
     rest = iter(given)
     images = [next(rest) if each is None else each for each in read.named]  # in the order of the marks
     for key, value in leaves if not images else ():
-        if key not in _READ and key != "value" and value.lower().endswith(IMAGE_SUFFIXES):
+        if key not in _READ.difference(IMAGES, ("value",)) and value.lower().endswith(IMAGE_SUFFIXES):
             raise AdaptError(f"{where}: {key} is {brief(value)}, which seems to be an image: give it as image")
     for number, turn in enumerate(read.turns, 1):
         check_text(turn.text, folder, f"{where}: turn {number}", asks=turn.role == "user")
@@ -410,47 +403,41 @@ def check_text(text: str, folder: str, where: str, asks: bool = False) -> None:
         ) from None
 
 
-def _in_one_list(row: JsonObject, where: str) -> JsonObject:
-    """Return a row of TRL or OpenAI, whose turns are in several lists, with those before the answers in `messages`."""
+def _in_one_form(row: JsonObject, where: str) -> tuple[JsonObject, str | None]:
+    """Return a row whose turns, in one list, or whose question go on to the right answer, and the rejected answer."""
+    turns: object = None
+    row = {_OPENAIS.get(key, key): value for key, value in row.items()}
     chosen, rejected, prompt, asked = (row.get(key) for key in ("chosen", "rejected", "prompt", "input"))
     if isinstance(asked, dict):
         check_keys(asked, ("messages", "parallel_tool_calls"), where, whole=False)
-        row = {_OPENAIS.get(key, key): value for key, value in row.items() if key != "input"}
+        del row["input"]
         turns = asked.get("messages")
     elif isinstance(chosen, list) and isinstance(rejected, list) and len(chosen) > 1 and chosen[:-1] == rejected[:-1]:
         first = next((each for each in chosen if isinstance(each, dict) and each.get("role") != "system"), {})
         again = [key for key, same in (("messages", chosen), ("prompt", first.get("content"))) if row.get(key) == same]
         row = {key: row[key] for key in row if key not in again}  # as in TRL's ultrafeedback_binarized
-        row, turns = {**row, "chosen": chosen[-1:], "rejected": rejected[-1:]}, chosen[:-1]
+        row, turns = row | {"chosen": chosen[-1:], "rejected": rejected[-1:]}, chosen[:-1]
     elif isinstance(prompt, list) and any(isinstance(each, dict) and "role" in each for each in prompt):
-        key = one_of(row, RESPONSE, where)
-        answer = row.get(key) if key else []
-        answers = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
-        row, turns = {each: row[each] for each in row if each not in ("prompt", key)}, [*prompt, *answers]
-    else:
-        return row
-    if key := next((key for key in _TURNS if row.get(key)), None):
-        raise AdaptError(f"{where} has turns in {key} and in another list: leave one of them out")
-    return row | {"messages": turns}
-
-
-def _preference(row: JsonObject, where: str) -> tuple[JsonObject, str]:
-    """Return a row that ends with the chosen answer, without the keys of preferences, and the rejected answer."""
-    rest = {key: value for key, value in row.items() if key not in _PREFERENCES}
+        del row["prompt"]
+        answer = row.pop(key) if (key := one_of(row, RESPONSE, where)) else []
+        turns = prompt + (answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}])
+    listed = next((key for key in _TURNS if row.get(key)), "messages")
+    if turns is not None:
+        if row.get(listed):
+            raise AdaptError(f"{where} has turns in {listed} and in another list: leave one of them out")
+        row["messages"] = turns
     given = [key for key in _PREFERENCES if key in row]
-    if given == ["rejected_response"]:
-        return rest, _answer(row["rejected_response"], where, "rejected_response")
-    if given != ["chosen", "rejected"]:
+    if given not in ([], ["chosen", "rejected"], ["rejected_response"]):
         raise AdaptError(
             f"{where} has {' and '.join(given)}; expected chosen and rejected, or rejected_response beside turns that "
             "end with the chosen answer"
         )
-    chosen, rejected = (_answer(row[key], where, key) for key in given)
-    last = {"role": "assistant", "content": chosen}
-    turns = next((key for key in _TURNS if rest.get(key) is not None), None)
-    if turns is not None and isinstance(rest[turns], list):
-        return {**rest, turns: [*rest[turns], last]}, rejected
-    return {**rest, "response": chosen}, rejected
+    answers, earlier = {key: _answer(row.pop(key), where, key) for key in given}, row.get(listed)
+    if "chosen" in answers and not earlier:
+        row["response"] = answers["chosen"]
+    elif "chosen" in answers and isinstance(earlier, list):
+        row[listed] = [*earlier, {"role": "assistant", "content": answers["chosen"]}]
+    return row, answers[given[-1]] if given else None
 
 
 def _answer(value: object, where: str, key: str) -> str:
@@ -512,13 +499,6 @@ def _question_and_answer(row: Mapping[str, object], read: _Row) -> None:
         read.add("assistant", answered, "history")
     read.add("user", row[query], query)
     read.add("assistant", row[response], response)
-
-
-def _given(row: Mapping[str, object], where: str) -> list[object]:
-    """Return the images that a row lists beside its turns."""
-    key = one_of(row, IMAGES, where)
-    listed = row[key] if key else []
-    return listed if isinstance(listed, list) else [listed]
 
 
 def _path(image: object, inline: list[str], where: str, folder: str, place: str) -> str:
