@@ -345,6 +345,14 @@ class NativeVLM(Backbone):
         gained = sum(len(self._tokenized([text], special=False)[0]) for text in marked) - sum(map(len, together))
         return len(ids) + gained
 
+    def learned_tokens(self, chats: Sequence[Chat]) -> int:
+        """Return the number of tokens of the learned answers in conversations, whatever their images are."""
+        texts = [self.render(chat) for chat in chats]
+        with _preparing(PREPARING):
+            rows = self.tokenizer(texts, add_special_tokens=not self._begun(texts), return_offsets_mapping=True)
+        learned = zip(rows["offset_mapping"], map(self._spans, chats, texts), strict=True)
+        return sum(int(_overlapping(torch.tensor(offsets), spans).sum()) for offsets, spans in learned)
+
     def marks(self, *sizes: tuple[int, int]) -> list[ImageMarks]:
         """Return what stands in a conversation's text for images of these widths and heights."""
         from PIL import Image
