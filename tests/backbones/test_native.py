@@ -16,6 +16,7 @@ import torch
 import torchvision
 from checks import assert_untouched, perturb, released, snapshot
 from native_chats import CHATS, KINDS, lora, model_of, pictures, read_by, seen, step_of
+from PIL import Image
 
 import adapt
 from adapt import AdaptError, Backbone
@@ -316,6 +317,25 @@ def test_lengths_follow_from_sizes_alone(kind: str) -> None:
     backbone = tiny_natives.backbone(kind, split=kind in ("smolvlm", "idefics3"))
     sizes = [[picture.size for picture in own] for own in images]
     assert backbone.lengths(chats, sizes) == backbone.rows(chats, images).lengths.tolist()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("paligemma", "smolvlm")])
+def test_tokens_of_images_are_counted_by_the_processors_formula(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is prepared for them beyond three pictures, by which the formula is tried."""
+    backbone = tiny_natives.backbone(kind)
+    sizes = [(40 + 37 * number, 700 - 53 * number) for number in range(12)]
+    chats = [Chat.about("what is it?", "a dog.")] * len(sizes)
+    images = [[Image.new("RGB", size)] for size in sizes]
+    prepared, processed = list[int](), NativeVLM._processed
+
+    def counting(own: NativeVLM, *args: Any, **options: Any) -> Any:
+        prepared.append(1)
+        return processed(own, *args, **options)
+
+    monkeypatch.setattr(NativeVLM, "_processed", counting)
+    lengths = backbone.lengths(chats, [[size] for size in sizes])
+    assert len(prepared) == 3
+    assert lengths == [int(backbone.rows([chat], [own]).lengths) for chat, own in zip(chats, images, strict=True)]
 
 
 @pytest.mark.parametrize(
