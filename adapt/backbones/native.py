@@ -57,6 +57,7 @@ _OF_PIXELS = (
 
 PREPARING = Lock()  # padding and truncation are state of a tokenizer, which threads would change for each other
 _MOST_SIZES = 1000  # of images whose marks are remembered
+_PROBES = ((48, 32), (300, 700), (1100, 400))  # sizes for which a processor's formula of tokens is tried
 _OF_BUDGET = ("size", "do_image_splitting", "max_patches")  # those that a budget of pixels sets
 Bound = Callable[[Any, int], dict[str, object]]  # from an image processor and a budget to settings of the processor
 
@@ -122,6 +123,7 @@ class NativeVLM(Backbone):
         self._given: Any = processor  # as it was before any budget of pixels
         self._bound, self._independent, self._stacked = bound, independent, stacked
         self._marks: dict[tuple[str, tuple[tuple[int, int], ...]], list[ImageMarks]] = {}  # by preparation and sizes
+        self._tokens: dict[tuple[str, tuple[tuple[int, int], ...]], int] = {}  # of images, likewise
         self._apart: tuple[AbstractContextManager[object], Any] | None = None
         self._check_template()
 
@@ -200,7 +202,7 @@ class NativeVLM(Backbone):
         self.processor.image_processor = copy(self._given.image_processor)
         for name, value in settings.items():
             setattr(self.processor.image_processor, name, value)
-        self._marks, self._apart = {}, None
+        self._marks, self._tokens, self._apart = {}, {}, None
 
     @property
     def longest(self) -> int:
@@ -340,10 +342,34 @@ class NativeVLM(Backbone):
         self._spans(chat, text)
         [ids] = self._tokenized([text], special=not self._begun([text]))
         together = [(size,) for size in sizes] if self._independent else [sizes] if sizes else []
-        # images have more tokens than the text has marks
-        marked = ["".join(marks.text for marks in self.marks(*own)) for own in together]
-        gained = sum(len(self._tokenized([text], special=False)[0]) for text in marked) - sum(map(len, together))
-        return len(ids) + gained
+        return len(ids) + sum(self._image_tokens(own) - len(own) for own in together)  # images have more than the marks
+
+    def _image_tokens(self, sizes: tuple[tuple[int, int], ...]) -> int:
+        """Return the number of tokens of images of these widths and heights, by the processor's formula if it has one.
+
+        A formula may leave out tokens around an image: as many for each of `_PROBES`, or it is not used.
+        """
+        key = self.image_settings, sizes
+        if len(self._tokens) > _MOST_SIZES:
+            self._tokens.clear()
+        formula = getattr(self.processor, "_get_num_multimodal_tokens", None)
+        if key not in self._tokens and formula and len(sizes) == 1 and sizes[0] not in _PROBES:
+            *known, tokens = formula(image_sizes=[size[::-1] for size in (*_PROBES, *sizes)])["num_image_tokens"]
+            beside = {self._image_tokens((probe,)) - own for probe, own in zip(_PROBES, known, strict=True)}
+            if len(beside) == 1:
+                self._tokens[key] = tokens + beside.pop()
+        if key not in self._tokens:
+            text = "".join(marks.text for marks in self.marks(*sizes))
+            self._tokens[key] = len(self._tokenized([text], special=False)[0])
+        return self._tokens[key]
+
+    def learned_tokens(self, chats: Sequence[Chat]) -> int:
+        """Return the number of tokens of the learned answers in conversations, whatever their images are."""
+        texts = [self.render(chat) for chat in chats]
+        with _preparing(PREPARING):
+            rows = self.tokenizer(texts, add_special_tokens=not self._begun(texts), return_offsets_mapping=True)
+        learned = zip(rows["offset_mapping"], map(self._spans, chats, texts), strict=True)
+        return sum(int(_overlapping(torch.tensor(offsets), spans).sum()) for offsets, spans in learned)
 
     def marks(self, *sizes: tuple[int, int]) -> list[ImageMarks]:
         """Return what stands in a conversation's text for images of these widths and heights."""

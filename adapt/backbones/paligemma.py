@@ -50,6 +50,10 @@ class PaliGemma(NativeVLM):
         parts = self._tokenized([prompt, *answer], special=False)
         return sum(map(len, parts)) + self.processor.image_seq_length * len(sizes)
 
+    def learned_tokens(self, chats: Sequence[Chat]) -> int:
+        answers = [chat.answer + self.tokenizer.eos_token for chat in chats if chat.turns[-1].learned]
+        return sum(map(len, self._tokenized(answers, special=False))) if answers else 0
+
     def _words(self, chat: Chat, asks: bool) -> str:
         """Return the words of the prompt. Raises AdaptError for any other form than a question with its answer."""
         roles = [turn.role for turn in chat.turns]

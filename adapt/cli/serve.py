@@ -22,8 +22,9 @@ _SHORTEST = 16  # characters of a token, so that nobody guesses it
 
 @command()
 def serve(
-    adapters: Annotated[tuple[str, ...], Argument("ADAPTER...")],
+    adapters: Annotated[tuple[str, ...], Argument("ADAPTER...")] = (),
     *,
+    index: Annotated[tuple[str, ...], "Index to search (see `adapt index`), or NAME=PATH; may be repeated."] = (),
     host: Annotated[str, "Address to listen at, such as ::1, or 0.0.0.0 for all."] = "127.0.0.1",
     port: Annotated[int, Option("Port, or 0 for any free one.", min=0, max=65535)] = 8000,
     folder: Annotated[
@@ -41,7 +42,7 @@ def serve(
     max_requests: Annotated[
         int,
         Option(
-            "Maximum number of requests read and answered at one time: classifications, embeddings and chats each.",
+            "Maximum number of requests at one time: classifications, embeddings with searches, and chats each.",
             min=1,
         ),
     ] = 64,
@@ -53,14 +54,16 @@ def serve(
     """Serve each ADAPTER (a file, a run, or NAME=PATH) over HTTP. By default, requests use the first ADAPTER.
 
     Adapters with classes answer at /predict, and those of native vision-language models at /v1/chat/completions, as
-    OpenAI's clients ask; all others embed images and texts at /v1/embeddings. Web pages for trying them are at / and
-    /chat, the API schema at /openapi.json, and metrics at /metrics. Without --token-file, anyone who can reach the port
-    can send requests and, with --folder, load and unload adapters.
+    OpenAI's clients ask; all others embed images and texts at /v1/embeddings. Each --index is searched at /search, by
+    the adapter that it was made with, or by its backbone. Web pages for trying them are at / and /chat, the API schema
+    at /openapi.json, and metrics at /metrics. Without --token-file, anyone who can reach the port can send requests
+    and, with --folder, load and unload adapters.
 
     \b
     Examples:
       adapt serve runs/first
       adapt serve coop=runs/coop lora=runs/lora --folder runs --port 9000
+      adapt serve --index photos.safetensors
     """
     common.check_installed("adapt serve", "serve", *_OF_A_SERVER)
     token = None if token_file is None else _token(token_file)
@@ -74,7 +77,7 @@ def serve(
         from adapt.serving.worker import apart
 
         given = apart(common.given_backbone, backbone, device)
-        served = ServedAdapters(adapters, folder, given, device, max_adapters)
+        served = ServedAdapters(adapters, folder, given, device, max_adapters, index)
         limits = Limits(
             int(max_mib * 2**20),
             max_images,
@@ -85,7 +88,8 @@ def serve(
         )
         app = create_app(served, limits, ("localhost",) if is_loopback(host) else ("*",), token)
         name = f"[{host}]" if ":" in host else host
-        click.echo(f"{', '.join(served.now.models)} at http://{name}:{listening.getsockname()[1]} (Ctrl-C ends it)")
+        names = ", ".join([*served.now.models, *served.indexes])
+        click.echo(f"{names} at http://{name}:{listening.getsockname()[1]} (Ctrl-C ends it)")
         # uvicorn raises the signal that ended it again: a supervisor then sees an end by SIGTERM, and no failure
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         run(app, listening, timeout)

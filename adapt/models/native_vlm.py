@@ -61,8 +61,11 @@ class ChatStep(Step):
 
     @property
     def weight(self) -> float:
-        """The number of tokens that the batch learns, or of conversations with a loss over class names."""
-        return float(len(self.chats) if self._over_names else self.rows.answers[:, 1:].sum())
+        """The number of tokens that the batch learns, or of conversations with a loss over class names.
+
+        Images are not prepared for it, so that of accumulated batches those of one alone are held at a time.
+        """
+        return float(len(self.chats) if self._over_names else self.model.backbone.learned_tokens(self.chats))
 
     @property
     def _over_names(self) -> bool:

@@ -1,10 +1,14 @@
-"""The adapters that a server serves. A change makes a new set of adapters; a running request keeps its old set."""
+"""The adapters and indexes that a server serves.
+
+A change makes a new set of adapters; a running request keeps its old set.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -12,6 +16,7 @@ from weakref import WeakValueDictionary
 from PIL import Image
 
 from adapt.backbones.base import Backbone
+from adapt.backbones.load import load_backbone
 from adapt.backbones.sources import is_here
 from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError, nearest
@@ -24,7 +29,10 @@ from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.image_model import ImageModel
 from adapt.models.many import SideBySide
 from adapt.models.native_vlm import ChatModel
+from adapt.models.unadapted import unadapted
 from adapt.models.vision_encoder import VisionModel
+from adapt.models.wrap import Model
+from adapt.retrieval.index import Index, IndexHeader, load_index
 from adapt.serving.worker import apart
 
 _MOST_CLASSES = 5_000  # in an adapter loaded by a request: other requests wait while the class texts are encoded
@@ -32,7 +40,7 @@ _READY = 64  # combinations of adapters that are cached; clients choose them, so
 
 
 class NoSuchAdapter(AdaptError):
-    """The error for a request that names an adapter that does not exist."""
+    """The error for a request that names an adapter or an index that does not exist."""
 
 
 class NotAllowed(AdaptError):
@@ -56,6 +64,8 @@ class Served:
 
     def named(self, name: str) -> ServedModel:
         """Return the adapter `name`. Raises NoSuchAdapter if there is none."""
+        if not self.models:
+            raise NoSuchAdapter("there are only indexes here: send images and texts to /search")
         if name not in self.models:
             raise NoSuchAdapter(f"there is no adapter {brief(name)}; {nearest(name, self.models)}")
         return self.models[name]
@@ -100,8 +110,9 @@ class ServedAdapters:
 
     Each of `given` is a path or `NAME=PATH`, and the first adapter is the default. If there is a `folder`, requests may
     load adapters from this folder, up to `most` adapters in total. Without a folder, the adapters cannot be changed.
-    Adapters with the same backbone share one copy of the backbone. Raises AdaptError if an adapter cannot be loaded or
-    neither chats nor has features of images, or if two adapters have the same name.
+    Adapters with the same backbone share one copy of the backbone. `indexes` are given as adapters are; each is
+    searched by the first adapter that fits it, or else by its backbone. Raises AdaptError if an adapter cannot be
+    loaded or neither chats nor has features of images, if nothing fits an index, or if two have the same name.
     """
 
     def __init__(
@@ -111,6 +122,7 @@ class ServedAdapters:
         backbone: Backbone | None = None,
         device: str = AUTO,
         most: int = 64,
+        indexes: Iterable[str] = (),
     ) -> None:
         self.folder = None if folder is None else folder.resolve()
         if self.folder is not None and not self.folder.is_dir():
@@ -118,16 +130,17 @@ class ServedAdapters:
         self._backbone, self._device, self._most = backbone, device, most
         self._shared: WeakValueDictionary[str, Backbone] = WeakValueDictionary()
         self._changing = threading.Lock()
-        models: dict[str, ServedModel] = {}
-        for each in given:
-            name, mark, path = each.partition("=")
-            if not (mark and name) or "/" in name or os.path.exists(each):  # a path alone
-                name, path = name_of_adapter(Path(each)), each
-            _check_free(_checked(name), models)
-            models[name] = apart(self._loaded, Path(path))
-        if not models:
-            raise AdaptError("there is no adapter to serve: give the path of at least one adapter")
-        self.now = Served(models, next(iter(models)))
+        models = {name: apart(self._loaded, path) for name, path in _named(given).items()}
+        self.now = Served(models, next(iter(models), ""))
+        self.indexes = {name: apart(self._searched, path) for name, path in _named(indexes).items()}
+        if not (models or self.indexes):
+            raise AdaptError("there is nothing to serve: give the path of at least one adapter, or an --index")
+
+    def index(self, name: str) -> tuple[Index, ImageModel]:
+        """Return the index `name`, with the model that encodes queries. Raises NoSuchAdapter if there is none."""
+        if name not in self.indexes:
+            raise NoSuchAdapter(f"there is no index {brief(name)}; {nearest(name, self.indexes)}")
+        return self.indexes[name]
 
     def load(self, path: str, name: str | None = None) -> str:
         """Load the adapter at `path` in the server's folder, and return the name under which the adapter is served.
@@ -220,6 +233,37 @@ class ServedAdapters:
             model.predict(Image.new("RGB", (64, 64)))  # encodes the class texts now, not in the first request
         return model
 
+    def _searched(self, path: Path) -> tuple[Index, ImageModel]:
+        """Return the index at `path` with a model that fits it."""
+        index = load_index(path)
+        for model in self._encoders(index.header):
+            if isinstance(model, ImageModel):
+                with suppress(AdaptError):
+                    index.check(model)
+                    return index, model
+        raise AdaptError(f"no adapter here fits the index {path}: serve the adapter that it was made with")
+
+    def _encoders(self, header: IndexHeader) -> Iterator[Model]:
+        """Yield the adapters, and then without one their backbones, and the index's own."""
+        adapters = [model for model in self.now.models.values() if isinstance(model, ImageModel)]
+        yield from adapters
+        if not header.adapter:
+            yield from (unadapted(model.backbone.turning(True), ("object",)) for model in adapters)
+            backbone = self._backbone or load_backbone(header.backbone, self._device)
+            yield unadapted(backbone.turning(True), ("object",))
+
+
+def _named(given: Iterable[str]) -> dict[str, Path]:
+    """Return the path of each of `given`, a path or `NAME=PATH`, by its name. Raises AdaptError for equal names."""
+    named: dict[str, Path] = {}
+    for each in given:
+        name, mark, path = each.partition("=")
+        if not (mark and name) or "/" in name or os.path.exists(each):  # a path alone
+            name, path = name_of_adapter(Path(each)), each
+        _check_free(_checked(name), named)
+        named[name] = Path(path)
+    return named
+
 
 def _checked(name: str) -> str:
     if not name.strip() or "/" in name or unseen(name):
@@ -227,6 +271,6 @@ def _checked(name: str) -> str:
     return name
 
 
-def _check_free(name: str, models: dict[str, ServedModel]) -> None:
-    if name in models:
-        raise AdaptError(f"two adapters are called {name}: give one adapter another name, as NAME=PATH")
+def _check_free(name: str, taken: Collection[str]) -> None:
+    if name in taken:
+        raise AdaptError(f"the name {name} is given twice: give one of the two another name, as NAME=PATH")

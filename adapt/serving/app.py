@@ -1,4 +1,4 @@
-"""The HTTP interface: predictions, answers in words, embeddings, the adapters, health, metrics, and two pages."""
+"""The HTTP interface: predictions, answers in words, embeddings, search, adapters, health, metrics, and two pages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adapt.models.base import is_native
 from adapt.serving.adapters import NoSuchAdapter, NotAllowed, ServedAdapters, TooManyAdapters
 from adapt.serving.admission import Admission, Crowded, Limits, TooManyPixels
 from adapt.serving.chat_requests import FAILED, ChatCompletions, ChatRequest, Completion, ModelCard, ModelCards
-from adapt.serving.embedding_requests import Embedded, EmbeddingRequest, Embeddings
+from adapt.serving.embedding_requests import Embedded, EmbeddingRequest, Embeddings, Searched, SearchRequest
 from adapt.serving.predict_requests import Asking, ImagesAnswered, ImagesInJson, Message, Predictions
 from adapt.serving.web import Around, Counted, Guard, Mistaken, Problem, page, problem
 from adapt.serving.worker import Worker
@@ -184,13 +184,13 @@ def _add_predict(app: FastAPI, predictions: Predictions, limits: Limits) -> None
 
 
 def _add_openai(app: FastAPI, adapters: ServedAdapters, conversations: ChatCompletions, embeddings: Embeddings) -> None:
-    """Register the paths of OpenAI's interface."""
+    """Register the paths of OpenAI's interface, and that of search, whose requests share parts."""
     parts: dict[str, object] = {}
     started, problems = int(time.time()), {name: {"model": Mistaken} for name in _PROBLEMS}
 
-    def takes(kind: type[Message]) -> dict[str, Any]:
+    def takes(kind: type[Message], problems: dict[int | str, Any] = problems) -> dict[str, Any]:
         schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-        parts.update(schema.pop("$defs"))
+        parts.update(schema.pop("$defs", {}))
         body = {"required": True, "content": {"application/json": {"schema": schema}}}
         return {"responses": problems, "openapi_extra": {"requestBody": body}}
 
@@ -203,6 +203,11 @@ def _add_openai(app: FastAPI, adapters: ServedAdapters, conversations: ChatCompl
     async def embed(request: Request) -> Response:
         """Return the unit-length features of texts and images."""
         return await embeddings.answer(request)
+
+    @app.post("/search", response_model=Searched, **takes(SearchRequest, _PROBLEMS))
+    async def search(request: Request) -> Response:
+        """Return the entries of an index that are nearest to texts and images."""
+        return await embeddings.search(request)
 
     @app.get("/v1/models")
     def list_models() -> ModelCards:

@@ -1,8 +1,9 @@
-"""Requests for embeddings of texts and images, as OpenAI's, vLLM's and Jina's interfaces have them.
+"""Requests for embeddings of texts and images, as OpenAI's, vLLM's and Jina's interfaces have them, and for search.
 
 An embedding is the unit-length feature that the adapter's model gives, as in an index of `adapt index`. In `input`, a
 text is a string (OpenAI) or `{"text": …}` (Jina), an image a data URI or `{"image": BASE64}` (Jina). vLLM has
-`messages` in place of `input`, with one text or image. Images and texts that wait share passes.
+`messages` in place of `input`, with one text or image. Images and texts that wait share passes. `/search` takes such an
+`input` too, and answers with what is nearest in an index.
 """
 
 from __future__ import annotations
@@ -26,18 +27,42 @@ from adapt.data.decoding.images import open_image
 from adapt.data.decoding.pictures import turns
 from adapt.models.base import evaluating
 from adapt.models.image_model import ImageModel
+from adapt.retrieval.index import slerp
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission, File
-from adapt.serving.chat_requests import CHARACTERS, ChatPart, ChatTurn, parts_of, sent_json, without_nulls
+from adapt.serving.chat_requests import CHARACTERS, ChatPart, ChatTurn, TextPart, parts_of, sent_json, without_nulls
 from adapt.serving.predict_requests import Asked, Message, Predictions, answered, check_tokens
 from adapt.serving.web import Counted
 
 
-class EmbeddingRequest(Message):
+class Inputs(Message):
+    """Texts and images."""
+
+    input: list[ChatPart] = Field(default=[], max_length=1000)
+
+    _without_nulls = model_validator(mode="before")(without_nulls)
+
+    @field_validator(
+        "input", mode="before", json_schema_input_type=str | list[str | dict[Literal["text", "image"], str]]
+    )
+    @classmethod
+    def _as_parts(cls, given: object) -> object:
+        return [_part(each) for each in (given if isinstance(given, list) else [given])]
+
+
+class SearchRequest(Inputs):
+    """Texts and images to search an index for."""
+
+    index: str = Field(description="The name of an index.")
+    top_k: int = Field(default=5, ge=1, le=1000, description="Number of entries to return for each.")
+    text: str | None = Field(default=None, description="Words that change each image.")
+    share: float = Field(default=0.5, ge=0, le=1, description="Share of the way from an image to the text.")
+
+
+class EmbeddingRequest(Inputs):
     """Texts and images to embed, in `input` or in `messages`."""
 
     model: str = Field(description="The name of an adapter.")
-    input: list[ChatPart] = Field(default=[], max_length=1000)
     messages: list[ChatTurn] = Field(default=[], max_length=1)
     encoding_format: Literal["float", "base64"] = Field(
         default="float",
@@ -49,15 +74,6 @@ class EmbeddingRequest(Message):
     # what clients send though it changes nothing
     normalized: Literal[True] = True
     user: str | None = None
-
-    _without_nulls = model_validator(mode="before")(without_nulls)
-
-    @field_validator(
-        "input", mode="before", json_schema_input_type=str | list[str | dict[Literal["text", "image"], str]]
-    )
-    @classmethod
-    def _as_parts(cls, given: object) -> object:
-        return [_part(each) for each in (given if isinstance(given, list) else [given])]
 
     @model_validator(mode="after")
     def _in_one_form(self) -> EmbeddingRequest:
@@ -101,13 +117,33 @@ class Embedded(BaseModel):
     """The number of tokens of the texts."""
 
 
+class NearestEntry(BaseModel):
+    """An entry of an index, with its cosine to what was searched for."""
+
+    entry: str
+    cosine: float
+
+
+class Searched(BaseModel):
+    """The nearest entries to each text and image of a request, in its order, the nearest first."""
+
+    results: list[list[NearestEntry]]
+
+
 @dataclass(frozen=True)
 class Encoding:
-    """What a pass makes of texts and preprocessed images: for each, its unit-length feature `(e,)` on the CPU."""
+    """What a pass makes of texts and preprocessed images: for each, its unit-length feature `(e,)` on the CPU.
+
+    With `singly`, a feature has the same bits whatever is in the pass.
+    """
 
     model: ImageModel
+    singly: bool
 
     def __call__(self, inputs: Sequence[Any]) -> list[Tensor]:
+        return [row for each in inputs for row in self._encode([each])] if self.singly else self._encode(inputs)
+
+    def _encode(self, inputs: Sequence[Any]) -> list[Tensor]:
         texts = [each for each in inputs if isinstance(each, str)]
         images = [each for each in inputs if not isinstance(each, str)]
         with evaluating(self.model), torch.no_grad():
@@ -117,7 +153,7 @@ class Encoding:
 
 
 class Embeddings:
-    """The handler of a server's `/v1/embeddings` requests, whose passes are among those of `predictions`."""
+    """The handler of `/v1/embeddings` and `/search` of a server, whose passes are among those of `predictions`."""
 
     def __init__(
         self, adapters: ServedAdapters, admission: Admission, metrics: Counted, predictions: Predictions
@@ -129,12 +165,56 @@ class Embeddings:
         """Return the response to a request; it raises the errors that `answered` does."""
         return await answered(request, self._admission, partial(sent_json, EmbeddingRequest), self._embedded)
 
+    async def search(self, request: Request) -> Response:
+        """Return the response to a request for `/search`; it raises the errors that `answered` does."""
+        return await answered(request, self._admission, partial(sent_json, SearchRequest), self._searched)
+
+    async def _searched(self, asked: SearchRequest) -> dict[str, object]:
+        index, model = self._adapters.index(asked.index)
+        if not asked.input:
+            raise HTTPException(422, "there is nothing to search for: give a text or an image as input")
+        if asked.text is not None:
+            if any(isinstance(part, TextPart) for part in asked.input):
+                raise HTTPException(422, "text changes images, but input has a text: leave one of them out")
+            asked.input.append(TextPart(type="text", text=asked.text))
+        rows, _ = await self._encoded(model, asked.index, _turn(asked.input), singly=True)
+
+        def nearest() -> list[list[NearestEntry]]:
+            queries = F.normalize(torch.stack(rows), dim=-1)
+            if asked.text is not None:
+                queries = slerp(queries[:-1], queries[-1:], asked.share)
+            found = ((each[0].tolist() for each in index.nearest(query[None], asked.top_k)) for query in queries)
+            return [
+                [NearestEntry(entry=index.entries[place], cosine=cosine) for cosine, place in zip(*own, strict=True)]
+                for own in found
+            ]
+
+        return Searched(results=await self._admission.aside(nearest)).model_dump()
+
     async def _embedded(self, asked: EmbeddingRequest) -> dict[str, object]:
-        model, limits = self._adapters.now.embedder(asked.model), self._admission.limits
-        files: list[File] = []
-        sent = asked.messages or [ChatTurn(role="user", content=asked.input)]
-        inputs: list[Any] = list(parts_of(sent.pop(), files))
-        asked.input.clear()  # which has the images a second time
+        model = self._adapters.now.embedder(asked.model)
+        sent = asked.messages.pop() if asked.messages else _turn(asked.input)
+        rows, tokens = await self._encoded(model, asked.model, sent, singly=False)
+        features = torch.stack(rows)
+        if asked.dimensions is not None:
+            if asked.dimensions > features.shape[-1]:
+                raise AdaptError(f"dimensions is {asked.dimensions}; {asked.model} gives {features.shape[-1]} values")
+            features = F.normalize(features[:, : asked.dimensions], dim=-1)
+        written = [
+            base64.b64encode(each.numpy().astype("<f4").tobytes()).decode()
+            if asked.encoding_format == "base64"
+            else each.tolist()
+            for each in features
+        ]
+        data = [Embedding(index=index, embedding=each) for index, each in enumerate(written)]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return Embedded(data=data, model=asked.model, usage=usage).model_dump()
+
+    async def _encoded(self, model: Any, name: str, sent: ChatTurn, singly: bool) -> tuple[list[Tensor], int]:
+        """Return the features of what was `sent` to the adapter or index `name`, and the number of its tokens."""
+        limits, files = self._admission.limits, list[File]()
+        inputs: list[Any] = list(parts_of(sent, files))
+        sent.content.clear()  # which has the images a second time
         texts = [each for each in inputs if each is not IMAGE]
         if len(inputs) > limits.images:
             raise HTTPException(422, f"{len(inputs)} texts and images were sent; expected at most {limits.images}")
@@ -151,22 +231,16 @@ class Embeddings:
             tokens = await self._admission.aside(lambda: _tokens(model, texts)) if texts else 0
             left = iter(images)
             inputs = [next(left) if each is IMAGE else each for each in inputs]
-            rows = await asyncio.wrap_future(batcher.ask(Asked(Encoding(model), inputs)).answer)
-        self._metrics.images.labels(asked.model).inc(len(files))
-        features = torch.stack(rows)
-        if asked.dimensions is not None:
-            if asked.dimensions > features.shape[-1]:
-                raise AdaptError(f"dimensions is {asked.dimensions}; {asked.model} gives {features.shape[-1]} values")
-            features = F.normalize(features[:, : asked.dimensions], dim=-1)
-        written = [
-            base64.b64encode(each.numpy().astype("<f4").tobytes()).decode()
-            if asked.encoding_format == "base64"
-            else each.tolist()
-            for each in features
-        ]
-        data = [Embedding(index=index, embedding=each) for index, each in enumerate(written)]
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return Embedded(data=data, model=asked.model, usage=usage).model_dump()
+            rows = await asyncio.wrap_future(batcher.ask(Asked(Encoding(model, singly), inputs)).answer)
+        self._metrics.images.labels(name).inc(len(files))
+        return rows, tokens
+
+
+def _turn(parts: list[ChatPart]) -> ChatTurn:
+    """Return a turn with these parts, which it takes away."""
+    turn = ChatTurn(role="user", content=[*parts])
+    parts.clear()
+    return turn
 
 
 def _tokens(model: Any, texts: Sequence[str]) -> int:

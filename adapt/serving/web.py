@@ -138,7 +138,7 @@ def page(name: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 _SMALL = 2**16  # maximum bytes of a body without images; one of that size is read to its end even if refused
-_TAKE_IMAGES = ("/predict", "/v1/chat/completions", "/v1/embeddings")
+_TAKE_IMAGES = ("/predict", "/v1/chat/completions", "/v1/embeddings", "/search")
 _LEFT = 499  # nginx's status for a client that did not wait, only for the metrics
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 _LAST = (b"connection", b"close")  # makes uvicorn stop reading

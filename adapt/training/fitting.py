@@ -223,8 +223,9 @@ class Fitting:
     def reference(self, answer: Callable[[Any], Tensor]) -> Tensor:
         items = self.plan.train_set
         model = self.model if self.model.started else without_method(self.model, self.plan.template)
-        own = self.inference().of_batches(model, self.plan.processes.share(items), answer)
-        return self.plan.processes.whole(torch.cat(list(own)), len(items)).cpu()  # gathered where they were computed
+        with counting_bar("reference", self.progress) as bar:
+            own = list(self.inference(bar).of_batches(model, self.plan.processes.share(items), answer))
+        return self.plan.processes.whole(torch.cat(own), len(items)).cpu()  # gathered where they were computed
 
     def steps(self, part: Part) -> Iterator[Step]:
         by_image = self.model.answers.pooling == "logits"

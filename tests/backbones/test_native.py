@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import torchvision
 from checks import assert_untouched, perturb, released, snapshot
 from native_chats import CHATS, KINDS, lora, model_of, pictures, read_by, seen, step_of
+from PIL import Image
 
 import adapt
 from adapt import AdaptError, Backbone
@@ -23,8 +25,10 @@ from adapt.backbones.native import NativeVLM
 from adapt.backbones.quantize import quantize
 from adapt.backbones.tower import tokens_of
 from adapt.chats import Chat, Turn
+from adapt.data.item import Item
 from adapt.methods import DAS, LoRA, Projector, ZeroShot
 from adapt.models.native_vlm import ChatModel
+from adapt.tasks.conversations import Conversation
 from adapt.testing import check_method
 
 
@@ -111,6 +115,34 @@ def test_an_answer_with_loss_false_is_not_learned() -> None:
     skipped = Chat((*earlier[:2], Turn("assistant", ("red.",), learned=False), earlier[3], last))
     rows = backbone.rows([skipped], [seen()[2]])
     assert backbone.tokenizer.decode(rows.inputs["input_ids"][0][rows.answers[0]]) == " blue.<end_of_utterance>\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_batch_learns_is_counted_without_its_images(kind: str) -> None:
+    step = step_of(model_of(kind))
+    weight = step.weight
+    assert "rows" not in vars(step)
+    assert weight == float(step.rows.answers[:, 1:].sum()) > 10
+
+
+def test_of_accumulated_batches_the_pixels_of_one_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, held, most = NativeVLM.rows, list[weakref.ref[torch.Tensor]](), list[int]()
+
+    def counting(backbone: NativeVLM, *args: Any, **options: Any) -> Any:
+        made = rows(backbone, *args, **options)
+        held.append(weakref.ref(made.inputs["pixel_values"]))
+        most.append(sum(pixels() is not None for pixels in held))
+        return made
+
+    items = []
+    for number, picture in enumerate(pictures()):
+        picture.save(tmp_path / f"{number}.png")
+        label = Conversation(Chat.about("what is it?", "a dog." * (number + 1)))
+        items.append(Item((str(tmp_path / f"{number}.png"),), label, text="-"))
+    monkeypatch.setattr(NativeVLM, "rows", counting)
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 1, "accumulate": 4, "augment": "none"}
+    adapt.fit(adapt.wrap(tiny_natives.backbone("llava"), lora("vision")), items, progress=False, **settings)
+    assert most[:4] == [1] * 4
 
 
 @pytest.mark.parametrize(
@@ -285,6 +317,25 @@ def test_lengths_follow_from_sizes_alone(kind: str) -> None:
     backbone = tiny_natives.backbone(kind, split=kind in ("smolvlm", "idefics3"))
     sizes = [[picture.size for picture in own] for own in images]
     assert backbone.lengths(chats, sizes) == backbone.rows(chats, images).lengths.tolist()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("paligemma", "smolvlm")])
+def test_tokens_of_images_are_counted_by_the_processors_formula(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is prepared for them beyond three pictures, by which the formula is tried."""
+    backbone = tiny_natives.backbone(kind)
+    sizes = [(40 + 37 * number, 700 - 53 * number) for number in range(12)]
+    chats = [Chat.about("what is it?", "a dog.")] * len(sizes)
+    images = [[Image.new("RGB", size)] for size in sizes]
+    prepared, processed = list[int](), NativeVLM._processed
+
+    def counting(own: NativeVLM, *args: Any, **options: Any) -> Any:
+        prepared.append(1)
+        return processed(own, *args, **options)
+
+    monkeypatch.setattr(NativeVLM, "_processed", counting)
+    lengths = backbone.lengths(chats, [[size] for size in sizes])
+    assert len(prepared) == 3
+    assert lengths == [int(backbone.rows([chat], [own]).lengths) for chat, own in zip(chats, images, strict=True)]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_what_cannot_be_served(run: Callable[..., Any], refused: Callable[..., N
     other = adapter.with_name("b.safetensors")
     for arguments, words in (
         ([str(other)], "b.safetensors"),
-        ([str(adapter), str(adapter)], "two adapters are called a: give one adapter another name, as NAME=PATH"),
+        ([str(adapter), str(adapter)], "the name a is given twice: give one of the two another name, as NAME=PATH"),
         ([str(adapter), "--folder", str(other)], "is not a folder"),
     ):
         refused(run("serve", *arguments, "--port", "0"), words)

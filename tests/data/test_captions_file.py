@@ -144,3 +144,15 @@ def test_every_bad_entry_is_named_and_two_texts_are_refused(tmp_path: Path) -> N
         "3 has both image and path: leave one of ",
         "4 has the image 'http://x/a.png', an add",
     ]
+
+
+def test_questions_without_answers_are_no_captions(tmp_path: Path) -> None:
+    """As the files are by which LLaVA is evaluated."""
+    row = {"question_id": 7, "image": "a.jpg", "text": "what is it?", "category": "conv"}
+    with pytest.raises(AdaptError, match="entry 1 has a text beside a question_id, which seems to be a question"):
+        load(written(tmp_path, [row], "questions.jsonl"))
+
+
+def test_a_mark_in_a_caption_is_no_word(tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match="entry 1: '<image>' is no mark of an image here"):
+        load(written(tmp_path, [{"image": "a.jpg", "text": "<image>\na dog"}]))

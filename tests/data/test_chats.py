@@ -304,8 +304,8 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "an answer that is a number": ({"question": "how many?", "answer": 5}, "answer is 5; expected a text"),
     "a key that nobody knows": ({"question": "what?", "answer": "a", "weird": "x"}, "weird is 'x', which no form of"),
-    "a film in the words": ({"question": "<video>what happens?", "answer": "a"}, "<video> is no mark of an image"),
-    "a place in the words": ({"question": "what is at <bbox>?", "answer": "a"}, "<bbox> is no mark of an image here"),
+    "a film in the words": ({"question": "<video>what happens?", "answer": "a"}, "'<video>' is no mark of an image"),
+    "a place in the words": ({"question": "what is at <bbox>?", "answer": "a"}, "'<bbox>' is no mark of an image here"),
     "a size of an image": (
         row(asks(PART | {"image": "7.png", "min_pixels": "small"}), DOG, images=[]),
         "min_pixels is 'small', which",
@@ -329,7 +329,7 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "a file in a tag of the text": (
         {"question": "<img src='a.png'> what?", "answer": "a dog"},
-        "<img src='a.png'> is no",
+        "<img src='a.png'>\" is no",
     ),
     "a file in a link of the text": ({"question": "![](a.png) what?", "answer": "a dog"}, "is no mark of an image"),
     "a picture as a remark": (
@@ -353,7 +353,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "an image of a turn": (row(BARE | {"images": ["7.png"]}, DOG, images=[]), "images is .*, which seems to be an im"),
     "another mark": (
         {"question": "<image_1>what?", "answer": "a", "image": "7.png"},
-        "<image_1> is no mark of an image",
+        "'<image_1>' is no mark of an image",
     ),
     "choices": ({"question": "what?", "answer": "B", "choices": ["a", "b"]}, "choices is .* a part of the question"),
     "a part by another name": (row(USER, DOG, subset="test"), "subset is 'test', which .*: call it split"),
@@ -362,6 +362,10 @@ BAD: dict[str, tuple[Any, str]] = {
         "'7.png' seems to be an image; expected a text",
     ),
     "an image in a remark": ({"question": "what?", "answer": "a", "meta": {"file": "7.png"}}, "file is '7.png', which"),
+    "an image by its path in a remark": (
+        {"question": "what?", "answer": "a", "meta": {"path": "7.png"}},
+        "path is '7.png'",
+    ),
     "an image of a turn by a remark": (
         {"messages": [BARE | {"source": "7.png"}, DOG]},
         "source is '7.png', which seems to be an image",
@@ -376,7 +380,20 @@ BAD: dict[str, tuple[Any, str]] = {
         row(BARE, images=[], chosen=DOG | {"weight": 0}, rejected="b"),
         "weight is 0, which seems to be a judgement",
     ),
-    "a mark in brackets": (row(USER | {"content": "<image>[IMG] what?"}, DOG), r"\[IMG\] is no mark of an image"),
+    "a mark in brackets": (row(USER | {"content": "<image>[IMG] what?"}, DOG), r"'\[IMG\]' is no mark of an image"),
+    "a film inside the words": ({"question": "see <video> what?", "answer": "a"}, "turn 1: '<video>' is no mark"),
+    "a film by its file": ({"question": "see <video>a.mp4</video>", "answer": "a"}, "'<video>' is no mark"),
+    "a placeholder": ({"question": "what is in {image}?", "answer": "a"}, "'{image}' is no mark"),
+    "brackets inside the words": ({"question": "look, [IMG] what?", "answer": "a"}, r"'\[IMG\]' is no mark"),
+    "a token in an answer": (row(BARE, DOG | {"content": "a <|vision_start|>"}, images=[]), "turn 2: '<.vision_st"),
+    "a token in a rejected answer": (
+        {"question": "what?", "chosen": "a", "rejected": "b <image_1>"},
+        "the rejected answer: '<image_1>' is no mark",
+    ),
+    "a tag that names a file that is there": (
+        {"question": 'what is <img class="x" src="7.png">?', "answer": "a"},
+        "'<img class=.x. src=.7.png.>' is no mark",
+    ),
     "an image in an answer": (row(BARE, DOG | {"content": "<image>a dog"}), "answer 1 has an image"),
 }
 
@@ -387,6 +404,26 @@ def test_a_bad_row_is_refused_by_file_and_row(case: str, folder: Path) -> None:
     bad, message = BAD[case]
     with pytest.raises(AdaptError, match=rf"conversations '.*chats\.jsonl' row 2.*{message}"):
         read(folder, FORMS["marks"], bad)
+
+
+TEXTS = (
+    "how do I centre <img class='logo' src='https://a.b/logo.png'> in a page?",
+    'write <video controls>\n<source src="a.mp4"></video> or <picture>\n <source srcset="a.webp"></picture>',
+    "what is `<video>` for, and `<image_1>`?",
+    "```html\n<video>\n{image}\n```",
+    "so: ![a chart](https://a.b/chart.png) and ![](none.png)",
+    "a ${image} of {{image}}, <imageView>, <imagine> and <b>video</b>, [images]",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("images", [[], ["7.png"]])
+def test_pages_of_html_and_words_about_marks_are_texts(text: str, images: list[str], folder: Path) -> None:
+    """In questions and in answers, with and without an image."""
+    mark = "<image>" * len(images)
+    asked = {"role": "user", "content": f"{mark}tell: {text}"}
+    [item] = read(folder, row(asked, DOG | {"content": text}, images=images))
+    assert [turn.text for turn in chat_of(item).turns] == [f"tell: {text}", text]
 
 
 def test_an_image_that_does_not_decode_is_refused_before_training(folder: Path) -> None:
@@ -439,6 +476,13 @@ PREFERENCES: dict[str, dict[str, Any]] = {
     "ms-swift": row(USER, DOG, rejected_response="a cat."),
     "ms-swift, a turn": row(USER, DOG, rejected_response=[DOG | {"content": "a cat."}]),
     "LLaVA": {"image": "7.png", "prompt": "<image>what is it?", "chosen": "a dog.", "rejected": "a cat."},
+    "OpenAI's names, beside a question": {
+        "filename": "7.png",
+        "messages": [],
+        "question": "what is it?",
+        "preferred_output": "a dog.",
+        "non_preferred_output": "a cat.",
+    },
     "RLHF-V": {"image": "7.png", "question": "what is it?", "chosen": "a dog.", "rejected": "a cat."},
 }
 

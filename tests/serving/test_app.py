@@ -141,7 +141,7 @@ def test_adapters_are_listed_loaded_switched_and_unloaded(serve: Serve, served: 
         ("POST", "/adapters", {"path": "../outside.safetensors"}, 403, "is not in the folder"),
         ("POST", "/adapters", {"path": "/etc/passwd"}, 403, "is not in the folder"),
         ("POST", "/adapters", {"path": "none.safetensors"}, 404, "there is no adapter 'none.safetensors'"),
-        ("POST", "/adapters", {"path": "coop.safetensors"}, 422, "two adapters are called coop"),
+        ("POST", "/adapters", {"path": "coop.safetensors"}, 422, "the name coop is given twice"),
         ("POST", "/adapters", {"path": "tda.safetensors", "name": "a/b"}, 422, "cannot be called 'a/b'"),
         ("POST", "/adapters", {"path": "."}, 422, "there is no adapter in the folder"),
         ("POST", "/adapters", {"name": "a"}, 422, "body.path: Field required"),

@@ -17,7 +17,7 @@ from adapt.serving.app import create_app
 
 OPERATIONS = (
     "POST /predict", "POST /adapters", "PUT /adapters/default", "DELETE /adapters/{name}", "POST /v1/chat/completions",
-    "POST /v1/embeddings", "GET /v1/models/{name}",
+    "POST /v1/embeddings", "POST /search", "GET /v1/models/{name}",
 )  # fmt: skip
 CASES = [
     (label, mode)

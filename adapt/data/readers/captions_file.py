@@ -15,17 +15,26 @@ from adapt.data.decoding.files import Stored, is_address, under
 from adapt.data.decoding.inline import rows_of
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
-from adapt.data.readers.chats_file import IMAGES, check_keys, is_chat, is_chats_file, note_remarks, one_of, split_of
+from adapt.data.readers.chats_file import check_keys, check_text, is_chat, is_chats_file, note_remarks, one_of, split_of
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
-from adapt.data.readers.rows import Listed, check_listed_once, listed, one_each, renamed, to_split, without_rows
+from adapt.data.readers.rows import (
+    IMAGES,
+    TEXT,
+    Listed,
+    check_listed_once,
+    listed,
+    one_each,
+    renamed,
+    to_split,
+    without_rows,
+)
 from adapt.data.split import InconsistentError, Split
 
-TEXT_KEYS = ("caption", "captions", "text")
-_READ = (*IMAGES, *TEXT_KEYS, "split", "url")
+_READ = (*IMAGES, *TEXT, "split", "url")
 _RESTVAL = "restval"  # in Karpathy's split of COCO: more training images
 _EXPECTED = (
     f'expected {{"image": PATH, "caption": TEXT or [TEXT, ...]}}, perhaps with "split" (the image also as '
-    f"path or file_name, the texts as {' or '.join(TEXT_KEYS[1:])})"
+    f"path or file_name, the texts as {' or '.join(TEXT[1:])})"
 )
 _SPLIT_FILE = re.compile(r'\s*\{\s*"(train|val|test)"\s*:')  # the beginning of CoOp's split files
 
@@ -107,13 +116,20 @@ def _pairs(entry: object, folder: str, where: str) -> list[Listed]:
     if isinstance(entry, ValueError):
         raise AdaptError(f"{where} is no JSON: {entry}") from entry
     fields = entry if isinstance(entry, dict) else {}
-    image, texts = (fields.get(one_of(fields, keys, where) or "") for keys in (IMAGES, TEXT_KEYS))
+    image, texts = (fields.get(one_of(fields, keys, where) or "") for keys in (IMAGES, TEXT))
     texts = texts if isinstance(texts, list) else [texts]
     if not (image and isinstance(image, str) and all(isinstance(each, str) and each.strip() for each in texts)):
         raise AdaptError(f"{where} is {brief(entry)}; {_EXPECTED}")
     check_keys(fields, _READ, where)
     if stored := [each for each in texts if isinstance(each, Stored)]:
         raise AdaptError(f"{where}: the caption is an image, {brief(stored[0])}: say which columns are read")
+    if "question_id" in fields and "text" in fields:
+        raise AdaptError(
+            f"{where} has a text beside a question_id, which seems to be a question: give it as question, with its "
+            "answer, or as caption if it is one"
+        )
+    for text in texts:
+        check_text(text, folder, where)
     if is_address(image):
         raise AdaptError(f"{where} has the image {brief(image)}, an address: download it, and give its path")
     part = fields.get("split") or ""

@@ -10,7 +10,7 @@ Each row is read by its own keys:
   both, LLaMA-Factory beside turns, or beside a question), `rejected_response` beside turns that end with the chosen
   answer (ms-swift), or `preferred_output` and `non_preferred_output` beside `input` (OpenAI); with `rejected_images`,
   a list as long as the conversation's images, the rejected answer is that to these images;
-* `system`, a turn before the first; `images` (or another of `IMAGES`), in the order of their marks, and before the
+* `system`, a turn before the first; `images` (or another of `rows.IMAGES`), in the order of their marks, and before the
   first question if there is no mark: a path, a data URI, an object with `path` or `bytes`, or a list of these; `split`
   for the part of the split.
 
@@ -41,16 +41,12 @@ from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
-from adapt.data.readers.rows import Listed, renamed, to_split, without_rows
+from adapt.data.readers.rows import IMAGES, Listed, renamed, to_split, without_rows
 from adapt.data.split import InconsistentError, Split
 
 logger = logging.getLogger("adapt")
 QUERY = ("query", "prompt", "instruction", "input", "question", "problem")  # Alpaca has an instruction and its input
 RESPONSE = ("response", "answer", "output", "target", "text", "completion", "content")
-IMAGES = (
-    "images", "image", "image_path", "image_paths", "image_url", "image_urls", "image_file", "img", "imgs", "img_path",
-    "path", "file_name",
-)  # fmt: skip
 _TURNS, _SYSTEM = ("messages", "conversations"), ("system", "system_prompt")
 _ROLES: dict[str, Role] = {
     "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system",
@@ -100,11 +96,14 @@ _MEASURES = frozenset(("width", "height", "size", "count", "num", "number", "len
 _NUMBER = re.compile(r"\s*[+-]?\d*\.?\d+(e[+-]?\d+)?\s*", re.IGNORECASE)
 _MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
 _OTHER_MARK = re.compile(
-    r"</?\|? ?(?:start_of_)?(?:image|img|picture|vision|video|audio)[\w -]*[|/]?>|\[ima?ge?\]|<bbox>|<ref-object>",
-    re.IGNORECASE,
-)
-_NAMED_FILE = re.compile(
-    r"<img\s[^>]*>|!\[[^\]]*\]\([^)]*\.(?:png|jpe?g|webp|gif|bmp|tiff?)\)|<bbox>|<ref-object>", re.IGNORECASE
+    r"""`[^`]*`  # code, or words about a mark
+    |(?P<mark></?(?:start_of_|end_of_)?(?:image|img)/?>
+        |<(?:video|audio|picture)/?>(?!\s*<)  # of HTML if another tag follows
+        |<(?:image|img|picture|vision|video|audio)(?:[ _-]?\d+|_\w+|s|here)/?>
+        |<\|[^<>|]*(?:image|img|picture|vision|video|audio)[^<>|]*\|>
+        |<bbox>|<ref-object>|\[ima?ge?\]|(?<![${]){(?:image|img|picture)[ _]?\d*})
+    |<img\s[^>]*?src\s*=\s*["']?(?P<source>[^"'\s>]+)[^>]*>|!\[[^]]*\]\((?P<link>[^)\s]+)[^)]*\)""",
+    re.IGNORECASE | re.VERBOSE,
 )
 _TEXT_PARTS, _IMAGE_PARTS = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
 _OF_AN_IMAGE = ("image", "url", "path", "base64", "bytes")
@@ -260,26 +259,23 @@ def listed_row(row: object, where: str, folder: str, place: str, stored: object)
         raise AdaptError(f"{where} is no JSON: {row}") from row
     if not isinstance(row, dict):
         raise AdaptError(f"{where} is {brief(row)}; expected an object with {_FORMS}")
-    leaves, row = [*_leaves(row)], _in_one_list(row, where)
+    leaves, (row, rejected) = [*_leaves(row)], _in_one_form(row, where)
     judged = [key for key in _JUDGED if row.get(key) is not True]
     address = [] if any(row.get(key) for key in IMAGES) else ["url"]  # from which the image came
     asked = _ASKED if any(row.get(key) for key in _TURNS) else ()
     check_keys(row, _READ.difference(asked, judged, address), where)
     inline = list(images_in(stored))
-    rejected, others = None, list[object]()
-    if any(key in row for key in _PREFERENCES):
-        others = row.get(_OTHER_IMAGES) or []
-        if not isinstance(others, list):
-            raise AdaptError(f"{where}: rejected_images is {brief(others)}; expected a list of images")
-        row = {key: value for key, value in row.items() if key != _OTHER_IMAGES}
-        row, rejected = _preference(row, where)
-    elif row.get(_OTHER_IMAGES):
+    others = row.get(_OTHER_IMAGES) or []
+    if not isinstance(others, list):
+        raise AdaptError(f"{where}: rejected_images is {brief(others)}; expected a list of images")
+    if others and rejected is None:
         raise AdaptError(
             f"{where} has {_OTHER_IMAGES!r}: two answers to one question are compared, and there is one. Give the "
             "other images' answer as rejected_response, or leave the row out"
         )
-    read = _turns(row, where)
-    given = _given(row, where)
+    read, key = _turns(row, where), one_of(row, IMAGES, where)
+    given = row[key] if key else []
+    given = given if isinstance(given, list) else [given]
     if given and not read.named:  # without a mark they come first, as in TRL and ms-swift
         first = next((number for number, turn in enumerate(read.turns) if turn.role == "user"), 0)
         read.named = [None] * len(given)
@@ -293,9 +289,11 @@ def listed_row(row: object, where: str, folder: str, place: str, stored: object)
     rest = iter(given)
     images = [next(rest) if each is None else each for each in read.named]  # in the order of the marks
     for key, value in leaves if not images else ():
-        if key not in _READ and key != "value" and value.lower().endswith(IMAGE_SUFFIXES):
+        if key not in _READ.difference(IMAGES, ("value",)) and value.lower().endswith(IMAGE_SUFFIXES):
             raise AdaptError(f"{where}: {key} is {brief(value)}, which seems to be an image: give it as image")
-    _check_texts([*(turn.text for turn in read.turns), rejected or ""], bool(images), where)
+    for number, turn in enumerate(read.turns, 1):
+        check_text(turn.text, folder, f"{where}: turn {number}", asks=turn.role == "user")
+    check_text(rejected or "", folder, f"{where}: the rejected answer")
     paths = tuple(_path(image, inline, where, folder, place) for image in [*images, *others])
     chat = Chat(tuple(read.turns))
     _check(chat, where)
@@ -380,72 +378,66 @@ def _words(key: str) -> list[str]:
     return [word if word == "ds" else re.sub("(?<![su])s$", "", word) for word in words]
 
 
-def _check_texts(texts: Sequence[str], seen: bool, where: str) -> None:
-    """Raise AdaptError for a text with half of a surrogate pair, or with a mark of an image that is not read.
+def check_text(text: str, folder: str, where: str, asks: bool = False) -> None:
+    """Raise AdaptError for a text that is an image, has a mark of one that is not read, or half of a surrogate pair.
 
-    No tokenizer reads half a pair. Without images that are `seen`, a text may be about marks, such as HTML: only those
-    that begin it, and those that name a file, are taken for such.
+    Marks in backticks are words about them. A tag or a link of HTML or Markdown is text as well, unless it names a file
+    in the `folder`, or begins a text that `asks`. No tokenizer reads half a pair.
     """
-    for text in texts:
-        if text.lower().endswith(IMAGE_SUFFIXES) and len(text.split()) == 1:
-            raise AdaptError(f"{where}: {brief(text)} seems to be an image; expected a text: give it as image")
-        mark = _OTHER_MARK.search(text) if seen else _OTHER_MARK.match(text.strip()) or _NAMED_FILE.search(text)
-        if mark:
+    if text.lower().endswith(IMAGE_SUFFIXES) and len(text.split()) == 1:
+        raise AdaptError(f"{where}: {brief(text)} seems to be an image; expected a text: give it as image")
+    for found in _OTHER_MARK.finditer(text.strip()):
+        begins, file = asks and not found.start(), found["source"] or found["link"]
+        if found["mark"] or (file and (begins or os.path.isfile(os.path.join(folder, file)))):
             raise AdaptError(
-                f"{where}: {mark[0]} is no mark of an image here: write <image> where an image stands, and leave the "
-                "row out if it is of another thing"
+                f"{where}: {brief(found[0])} is no mark of an image here: write <image> where an image stands, put it "
+                "in `backticks` if the text is about it, or leave the row out"
             )
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            around = text[max(0, error.start - 20) : error.start]
-            raise AdaptError(
-                f"{where}: the text has half a character (a lone surrogate) after {brief(around)}: it was cut in the "
-                "middle of an emoji or the like. Correct the text"
-            ) from None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 20) : error.start]
+        raise AdaptError(
+            f"{where}: the text has half a character (a lone surrogate) after {brief(around)}: it was cut in the "
+            "middle of an emoji or the like. Correct the text"
+        ) from None
 
 
-def _in_one_list(row: JsonObject, where: str) -> JsonObject:
-    """Return a row of TRL or OpenAI, whose turns are in several lists, with those before the answers in `messages`."""
+def _in_one_form(row: JsonObject, where: str) -> tuple[JsonObject, str | None]:
+    """Return a row whose turns, in one list, or whose question go on to the right answer, and the rejected answer."""
+    turns: object = None
+    row = {_OPENAIS.get(key, key): value for key, value in row.items()}
     chosen, rejected, prompt, asked = (row.get(key) for key in ("chosen", "rejected", "prompt", "input"))
     if isinstance(asked, dict):
         check_keys(asked, ("messages", "parallel_tool_calls"), where, whole=False)
-        row = {_OPENAIS.get(key, key): value for key, value in row.items() if key != "input"}
+        del row["input"]
         turns = asked.get("messages")
     elif isinstance(chosen, list) and isinstance(rejected, list) and len(chosen) > 1 and chosen[:-1] == rejected[:-1]:
         first = next((each for each in chosen if isinstance(each, dict) and each.get("role") != "system"), {})
         again = [key for key, same in (("messages", chosen), ("prompt", first.get("content"))) if row.get(key) == same]
         row = {key: row[key] for key in row if key not in again}  # as in TRL's ultrafeedback_binarized
-        row, turns = {**row, "chosen": chosen[-1:], "rejected": rejected[-1:]}, chosen[:-1]
+        row, turns = row | {"chosen": chosen[-1:], "rejected": rejected[-1:]}, chosen[:-1]
     elif isinstance(prompt, list) and any(isinstance(each, dict) and "role" in each for each in prompt):
-        key = one_of(row, RESPONSE, where)
-        answer = row.get(key) if key else []
-        answers = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
-        row, turns = {each: row[each] for each in row if each not in ("prompt", key)}, [*prompt, *answers]
-    else:
-        return row
-    if key := next((key for key in _TURNS if row.get(key)), None):
-        raise AdaptError(f"{where} has turns in {key} and in another list: leave one of them out")
-    return row | {"messages": turns}
-
-
-def _preference(row: JsonObject, where: str) -> tuple[JsonObject, str]:
-    """Return a row that ends with the chosen answer, without the keys of preferences, and the rejected answer."""
-    rest = {key: value for key, value in row.items() if key not in _PREFERENCES}
+        del row["prompt"]
+        answer = row.pop(key) if (key := one_of(row, RESPONSE, where)) else []
+        turns = prompt + (answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}])
+    listed = next((key for key in _TURNS if row.get(key)), "messages")
+    if turns is not None:
+        if row.get(listed):
+            raise AdaptError(f"{where} has turns in {listed} and in another list: leave one of them out")
+        row["messages"] = turns
     given = [key for key in _PREFERENCES if key in row]
-    if given == ["rejected_response"]:
-        return rest, _answer(row["rejected_response"], where, "rejected_response")
-    if given != ["chosen", "rejected"]:
+    if given not in ([], ["chosen", "rejected"], ["rejected_response"]):
         raise AdaptError(
             f"{where} has {' and '.join(given)}; expected chosen and rejected, or rejected_response beside turns that "
             "end with the chosen answer"
         )
-    chosen, rejected = (_answer(row[key], where, key) for key in given)
-    last = {"role": "assistant", "content": chosen}
-    turns = next((key for key in _TURNS if rest.get(key) is not None), None)
-    if turns is not None and isinstance(rest[turns], list):
-        return {**rest, turns: [*rest[turns], last]}, rejected
-    return {**rest, "response": chosen}, rejected
+    answers, earlier = {key: _answer(row.pop(key), where, key) for key in given}, row.get(listed)
+    if "chosen" in answers and not earlier:
+        row["response"] = answers["chosen"]
+    elif "chosen" in answers and isinstance(earlier, list):
+        row[listed] = [*earlier, {"role": "assistant", "content": answers["chosen"]}]
+    return row, answers[given[-1]] if given else None
 
 
 def _answer(value: object, where: str, key: str) -> str:
@@ -507,13 +499,6 @@ def _question_and_answer(row: Mapping[str, object], read: _Row) -> None:
         read.add("assistant", answered, "history")
     read.add("user", row[query], query)
     read.add("assistant", row[response], response)
-
-
-def _given(row: Mapping[str, object], where: str) -> list[object]:
-    """Return the images that a row lists beside its turns."""
-    key = one_of(row, IMAGES, where)
-    listed = row[key] if key else []
-    return listed if isinstance(listed, list) else [listed]
 
 
 def _path(image: object, inline: list[str], where: str, folder: str, place: str) -> str:

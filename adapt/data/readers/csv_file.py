@@ -20,6 +20,8 @@ from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import csv_reader, readable
 from adapt.data.readers.rows import (
     IGNORED,
+    IMAGE,
+    TEXT,
     Listed,
     check_listed_once,
     in_bags,
@@ -38,12 +40,11 @@ _MANY = 20  # numbers above which a column of labels seems to hold measurements
 _NUMBER, _FRACTION = re.compile(r"[+-]?\d*[.,]?\d+"), re.compile(r"[+-]?\d*[.,]\d*[1-9]\d*")
 _DECIMAL_COMMA, _THOUSANDS = re.compile(r"\s*[+-]?[\d.]*\d,\d+\s*"), re.compile(r"\s*[+-]?\d{1,3}\.\d{3}\s*")
 OTHER_WORDS = {  # column names in other tables
-    **dict.fromkeys(("file", "filename", "file_name", "filepath", "file_path"), "path"),
-    **dict.fromkeys(("image", "image_path", "img", "img_path"), "path"),
+    **dict.fromkeys(IMAGE, "path"),
     **dict.fromkeys(("class", "class_name", "category"), "label"),
     **dict.fromkeys(("classes", "categories", "tags"), "labels"),
     **dict.fromkeys(("set", "subset", "part"), "split"),
-    "caption": "text",
+    **dict.fromkeys(TEXT, "text"),
 }
 
 

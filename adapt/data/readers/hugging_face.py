@@ -18,10 +18,10 @@ from adapt.data.decoding.inline import images_in
 from adapt.data.item import PLACES, unknown_columns
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
-from adapt.data.readers.captions_file import TEXT_KEYS, pairs_of
-from adapt.data.readers.chats_file import IMAGES, is_chat, split_of
+from adapt.data.readers.captions_file import pairs_of
+from adapt.data.readers.chats_file import is_chat, split_of
 from adapt.data.readers.csv_file import OTHER_WORDS, row_of, split_of_lines, task_of
-from adapt.data.readers.rows import Listed, renamed, without_rows
+from adapt.data.readers.rows import IMAGES, TEXT, Listed, renamed, without_rows
 from adapt.data.split import InconsistentError, Split
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def read_hugging_face(
     stored, rows = rows, renamed(rows, columns, where)
     if is_chat(rows[0]):
         return split_of(rows, where, source, folder, stored)
-    if not set(rows[0]).isdisjoint(TEXT_KEYS) and set(rows[0]).isdisjoint(_NO_CAPTIONS):
+    if not set(rows[0]).isdisjoint(TEXT) and set(rows[0]).isdisjoint(_NO_CAPTIONS):
         return pairs_of(rows, where, source, folder, ratios, seed)
     labels = {columns.get(name, name): own for name, feature in features.items() if (own := _class_names(feature))}
     order = [*(columns.get(name, name) for name in images), *rows[0]]

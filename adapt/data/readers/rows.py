@@ -18,6 +18,12 @@ from adapt.data.split import InconsistentError, Split
 
 logger = logging.getLogger("adapt")
 IGNORED = "ignored"  # the name of columns that are left out
+IMAGE = (  # what a path of an image is called
+    "image", "image_path", "image_url", "image_file", "img", "img_path", "path", "file", "filename", "file_name",
+    "filepath", "file_path",
+)  # fmt: skip
+IMAGES = ("images", "image_paths", "image_urls", "imgs", *IMAGE)
+TEXT = ("caption", "captions", "text")  # what a caption is called
 _SEVERAL = " (a column 'labels' in place of 'label' may have several classes of an image)"
 
 

@@ -31,7 +31,7 @@ from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.readers.lines import UNREADABLE, read_lines
-from adapt.data.readers.rows import Listed, listed, to_split
+from adapt.data.readers.rows import IMAGES, Listed, listed, to_split
 from adapt.data.split import Split
 
 logger = logging.getLogger("adapt")
@@ -191,7 +191,7 @@ def _listed(sample: _Sample, kind: str, class_names: tuple[str, ...] | None) -> 
         if not text:
             raise AdaptError(f"{sample.where} has an empty caption. Write one, or remove the sample")
         return [listed(sample.images[0], {"text": line.strip()}) for line in text.splitlines() if line.strip()]
-    from adapt.data.readers.chats_file import IMAGES, listed_row
+    from adapt.data.readers.chats_file import listed_row
 
     try:
         row = json.loads(text)

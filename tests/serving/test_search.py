@@ -1,0 +1,142 @@
+"""Search of an index over HTTP gives what `adapt search` gives, to the last bit."""
+
+from __future__ import annotations
+
+import base64
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from starlette.testclient import TestClient
+
+from adapt import AdaptedModel, AdaptError
+from adapt.cli.index import search as command
+from adapt.retrieval.index import index_images, index_texts
+from adapt.serving.adapters import ServedAdapters
+from adapt.serving.admission import Limits
+from adapt.serving.app import create_app
+
+BACKBONE = "mini-clip"
+ENTRIES = ["a goldfish in a bowl", "a lime tree", "two red pandas", "the sky"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Indexes of a backbone alone, and images to search them by."""
+    from PIL import Image
+
+    import adapt
+
+    folder = tmp_path_factory.mktemp("indexes")
+    model = adapt.wrap(adapt.load_backbone(BACKBONE), adapt.methods.ZeroShot(), ("object",)).eval()
+    paths = []
+    for number, colour in enumerate([(200, 30, 30), (30, 200, 30), (30, 30, 200)]):
+        paths.append(str(folder / f"{number}.png"))
+        Image.new("RGB", (40, 30), colour).save(paths[-1])
+    index_texts(model, ENTRIES).save(folder / "texts.safetensors")
+    index_images(model, paths).save(folder / "photos.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> ServedAdapters:
+    return ServedAdapters([], indexes=[f"{folder}/texts.safetensors", f"pictures={folder}/photos.safetensors"])
+
+
+def post(served: ServedAdapters, limits: Limits | None = None, **asked: Any) -> Any:
+    with TestClient(create_app(served, limits), raise_server_exceptions=False) as client:
+        return client.post("/search", json=asked)
+
+
+def uri(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def searched(*arguments: object) -> list[list[dict[str, Any]]]:
+    """What the command finds for each query."""
+    ran = CliRunner().invoke(command, [*map(str, arguments), "--json"])
+    assert ran.exit_code == 0, ran.output
+    return [json.loads(line)["found"] for line in ran.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(("name", "index"), [("texts", "texts"), ("pictures", "photos")])
+def test_texts_and_images_find_what_the_command_finds(
+    name: str, index: str, served: ServedAdapters, folder: Path
+) -> None:
+    image = folder / "1.png"
+    asked: dict[str, Any] = {"index": name, "input": ["a lime tree", uri(image), {"text": "red"}], "top_k": 2}
+    answer = post(served, **asked)
+    assert answer.status_code == 200, answer.text
+    expected = searched(folder / f"{index}.safetensors", "a lime tree", image, "red", "--top-k", 2)
+    assert answer.json() == {"results": expected}
+    assert [len(found) for found in expected] == [2, 2, 2]
+    assert post(served, index=name, input="red").json()["results"] == searched(folder / f"{index}.safetensors", "red")
+
+
+def test_a_text_changes_an_image(served: ServedAdapters, folder: Path) -> None:
+    image = folder / "1.png"
+    found = post(served, index="texts", input=uri(image), text="at night", share=0.4).json()["results"]
+    assert found == searched(folder / "texts.safetensors", image, "--text", "at night", "--slerp", 0.4)
+    assert found != post(served, index="texts", input=uri(image)).json()["results"]
+
+
+def test_eight_at_once_find_what_one_finds(served: ServedAdapters, folder: Path) -> None:
+    asked: dict[str, Any] = {"index": "texts", "input": ["a lime tree", uri(folder / "1.png")]}
+    with TestClient(create_app(served)) as client:
+        alone = client.post("/search", json=asked).json()["results"]
+        with ThreadPoolExecutor(8) as pool:
+            answers = [*pool.map(lambda _: client.post("/search", json=asked).json()["results"], range(16))]
+    assert answers == [alone] * 16
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "words"),
+    [
+        ({"index": "text", "input": "red"}, 404, "there is no index 'text'; did you mean 'texts'"),
+        ({"index": "texts", "input": []}, 422, "there is nothing to search for: give a text or an image"),
+        ({"index": "texts", "input": "red", "text": "at night"}, 422, "text changes images, but input has a text"),
+        ({"index": "texts", "input": "red", "top_k": 0}, 422, "top_k"),
+        ({"index": "texts", "input": ["red"] * 5}, 422, "5 texts and images were sent; expected at most 4"),
+        ({"index": "texts", "input": " "}, 422, "a text has 1 characters"),
+        ({"index": "texts", "input": "https://a.b/c.png" * 999}, 422, "a text has"),
+    ],
+)
+def test_what_cannot_be_searched_is_named(asked: Any, status: int, words: str, served: ServedAdapters) -> None:
+    answer = post(served, Limits(images=4), **asked)
+    assert (answer.status_code, words in answer.json()["detail"]) == (status, True), answer.text
+
+
+def test_an_index_of_an_adapter_is_searched_by_it(
+    folder: Path, models: dict[str, AdaptedModel], open_clip: Any, saved: Path, tmp_path: Path
+) -> None:
+    index_texts(models["lora"], ENTRIES).save(tmp_path / "lora.safetensors")
+    index = [f"texts={tmp_path}/lora.safetensors"]
+    with_it = ServedAdapters([f"{saved}/lora.safetensors"], backbone=open_clip, indexes=index)
+    found = post(with_it, index="texts", input=ENTRIES[2], top_k=1).json()["results"]
+    assert [(each["entry"], round(each["cosine"], 5)) for each in found[0]] == [(ENTRIES[2], 1.0)]
+    with pytest.raises(AdaptError, match=r"no adapter here fits the index .*: serve the adapter that it was made with"):
+        ServedAdapters([f"{saved}/coop.safetensors"], backbone=open_clip, indexes=index)
+
+
+def test_indexes_share_the_backbone_of_an_adapter(folder: Path, open_clip: Any, saved: Path, tmp_path: Path) -> None:
+    import adapt
+
+    bare = adapt.wrap(open_clip, adapt.methods.ZeroShot(), ("object",)).eval()
+    index_texts(bare, ENTRIES).save(tmp_path / "bare.safetensors")
+    served = ServedAdapters([f"{saved}/coop.safetensors"], backbone=open_clip, indexes=[f"{tmp_path}/bare.safetensors"])
+    _, model = served.index("bare")
+    assert next(model.backbone.model.parameters()) is next(open_clip.model.parameters())
+    assert post(served, index="bare", input=ENTRIES[0], top_k=1).json()["results"][0][0]["entry"] == ENTRIES[0]
+
+
+def test_a_server_of_indexes_alone_classifies_nothing(served: ServedAdapters, folder: Path) -> None:
+    with TestClient(create_app(served)) as client:
+        image = base64.b64encode((folder / "1.png").read_bytes()).decode()
+        answer = client.post("/predict", json={"images": [image]})
+        assert (answer.status_code, "send images and texts to /search" in answer.text) == (404, True)
+        assert client.get("/v1/models").json()["data"] == client.get("/adapters").json() == []
+    with pytest.raises(AdaptError, match="there is nothing to serve"):
+        ServedAdapters([])
