@@ -133,6 +133,9 @@ class BoxScores(QuestionScores):
         found = intervals.of_mean(self.merits, self.kept_with)
         return super().intervals | ({"mean_iou": found.within(0, 1)} if found else {})
 
+    def rows(self) -> list[dict[str, object]]:
+        return [row | {"iou": round(float(iou), 6)} for row, iou in zip(super().rows(), self.merits, strict=True)]
+
     def summary(self) -> dict[str, str]:
         return {name: self.share(name) for name in ("f1", "precision", "recall", "readable")}
 

@@ -16,6 +16,7 @@ from adapt.data.bags import BagPooling
 from adapt.models.sets import RESIDUAL, Sets, check_level
 
 if TYPE_CHECKING:
+    from adapt.backbones.box_texts import Found
     from adapt.models.watch import Sighting
 
 
@@ -154,6 +155,8 @@ class Prediction:
     """The ends of the interval of the number (regression) at the level that was asked for."""
     p_value: float | None = None
     """The share of good images that score as high as this one, at most, by a method that learned from good images."""
+    boxes: tuple[Found, ...] | None = None
+    """The boxes that an answer in words has in the form of the model's family, in pixels of the upright image."""
     disagreement: Disagreement | None = None
     """How the members of an average disagree; None for an adapter by itself."""
     sighting: Sighting | None = field(default=None, compare=False, repr=False)
@@ -168,6 +171,7 @@ class Prediction:
         more: JsonObject = {} if self.set is None else {"set": list(self.set)}
         more |= {} if self.interval is None else {"interval": list(self.interval)}
         more |= {} if self.p_value is None else {"p_value": self.p_value}
+        more |= {} if self.boxes is None else {"boxes": [box.plain() for box in self.boxes]}
         more |= {} if self.disagreement is None else {"disagreement": self.disagreement._asdict()}
         more |= {} if self.sighting is None else {"strangeness": self.sighting.strangeness}
         return {**own, **classes, **images, **more, "top": top}

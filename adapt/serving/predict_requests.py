@@ -76,6 +76,13 @@ class ClassProbability(BaseModel):
     probability: float
 
 
+class AnsweredBox(BaseModel):
+    """A box in pixels (left, upper, right, lower), and what the model calls it."""
+
+    bbox: tuple[float, float, float, float]
+    label: str
+
+
 class AdapterAnswer(BaseModel):
     """The prediction of one adapter for an image; below the threshold, `class` is `none` and `label` is null.
 
@@ -92,6 +99,7 @@ class AdapterAnswer(BaseModel):
     set: list[str] | None = None
     interval: tuple[float, float] | None = None
     disagreement: dict[Literal["share", "nats"], float] | None = None  # of an average
+    boxes: list[AnsweredBox] | None = None  # in an answer in words, in pixels of the upright image
     strangeness: float | None = None  # from an adapter with a watch, in standard deviations
     top: list[ClassProbability]
 

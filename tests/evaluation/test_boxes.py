@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import ImageChops
+from PIL import Image, ImageChops
 
 import adapt
+from adapt.backbones.box_texts import plain_text
 from adapt.data import load, open_image
 from adapt.data.emoji import questions, scenes
 from adapt.evaluation.boxes import BoxScores, matched, overlaps
 from adapt.evaluation.evaluate import evaluate
+from adapt.models.generation import Answer
 from adapt.models.native_vlm import ChatModel
 from adapt.models.unadapted import unadapted
+from adapt.protocols.report import small_image
 
 ONE, OTHER, THIRD = (0.0, 0.0, 10.0, 10.0), (5.0, 0.0, 15.0, 10.0), (20.0, 20.0, 30.0, 30.0)
 
@@ -95,3 +99,24 @@ def test_a_native_model_learns_boxes() -> None:
     result = adapt.fit(model, split.train[:8], split.test[:2], lr=0.01, workers=0, progress=False, **settings)
     assert 0 <= result.metrics["adapted"]["mean_iou"] <= 1
     assert {"readable", "f1", "average_precision"} < set(result.metrics["adapted"])
+
+
+def test_predictions_have_boxes_in_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the picture as it is given, whatever the family writes; other answers have none."""
+    backbone = adapt.load_backbone("mini-vlm", "cpu")
+    words = [backbone.located("dog", [(16.0, 8.0, 48.0, 24.0)], (64, 32)).answer, "a dog"]
+    monkeypatch.setattr(ChatModel, "generate", lambda *args: [Answer(text, 0.5, 3) for text in words])
+    pictures = [Image.new("RGB", (640, 320)), Image.new("RGB", (640, 320))]
+    boxed, other = unadapted(backbone).predict(pictures, question="where is the dog?")
+    assert boxed.plain()["boxes"] == [{"bbox": [160.0, 80.0, 480.0, 240.0], "label": ""}]
+    assert "boxes" not in other.plain()
+
+
+def test_the_report_draws_boxes(tmp_path: Path) -> None:
+    Image.new("RGB", (96, 96)).save(tmp_path / "a.png")
+    rows = [row | {"path": str(tmp_path / "a.png")} for row in _scores(((ONE,), (THIRD,)), ((ONE,), (ONE,))).rows()]
+    assert [row["iou"] for row in rows] == [0.0, 1.0]
+    drawn = small_image(str(tmp_path / "a.png"), True, {"lime": plain_text("dog", [ONE]), "red": "a dog"})
+    assert drawn is not None
+    assert drawn.getpixel((0, 5))[1] > 200  # type: ignore[index]
+    assert drawn.getpixel((50, 50)) == (0, 0, 0)
