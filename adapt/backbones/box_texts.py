@@ -24,7 +24,7 @@ _DIGITS = ("one", "two", "three", "four")
 _COLUMN = r"((?:(?:one|two|three|four)\s+){2}(?:one|two|three|four))"
 
 
-class Found(NamedTuple):
+class NamedBox(NamedTuple):
     """A box that a model answered, with the name that it gave, or ""."""
 
     name: str
@@ -66,7 +66,7 @@ class BoxForm:
             written.append(self.box.format(*numbers, name=name))
         return self.around.format(self.between.join(written)) if boxes else self.none
 
-    def read(self, answer: str, size: Size, seen: Size, strict: bool = False) -> tuple[Found, ...] | None:
+    def read(self, answer: str, size: Size, seen: Size, strict: bool = False) -> tuple[NamedBox, ...] | None:
         """Return the boxes in an answer, inside the picture, or None if it has none that can be read.
 
         An answer in another form than the family's is read as four numbers in the family's units, unless `strict`.
@@ -86,7 +86,7 @@ class BoxForm:
                 if low < -_BEYOND * side or high > (1 + _BEYOND) * side:
                     return None
             (x0, x1), (y0, y1) = ([min(max(end, 0.0), float(side)) for end in own] for own, side in zip(ends, size))
-            found.append(Found(name.strip(), (x0, y0, x1, y1)))
+            found.append(NamedBox(name.strip(), (x0, y0, x1, y1)))
         return tuple(found) or None
 
     def _scale(self, size: Size, seen: Size) -> tuple[list[float], list[float], list[int]]:
@@ -151,4 +151,4 @@ OF_FAMILY = {  # by the type of a model
 
 def plain_text(name: str, boxes: Sequence[Edges]) -> str:
     """Return the boxes of a thing as JSON, in pixels of the upright picture, whatever the family."""
-    return json.dumps([Found(name, box).plain() for box in boxes])
+    return json.dumps([NamedBox(name, box).plain() for box in boxes])

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from adapt.backbones import chat_templates
 from adapt.backbones.base import Backbone, outside_inference_mode
-from adapt.backbones.box_texts import IN_WORDS, OF_FAMILY, THOUSANDTHS, BoxForm, Edges, Found
+from adapt.backbones.box_texts import IN_WORDS, OF_FAMILY, THOUSANDTHS, BoxForm, Edges, NamedBox
 from adapt.backbones.branches import BranchedRow, Branches, padded, row_of
 from adapt.backbones.decoder import tower_of
 from adapt.backbones.encoded_images import (
@@ -393,7 +393,7 @@ class NativeVLM(Backbone):
         form = self.box_form
         return Chat.about(form.question.format(name), form.write(name, boxes, size, self._seen(size)))
 
-    def found(self, answer: str, size: tuple[int, int], strict: bool = False) -> tuple[Found, ...] | None:
+    def found(self, answer: str, size: tuple[int, int], strict: bool = False) -> tuple[NamedBox, ...] | None:
         """Return the boxes in an answer about a picture, as `BoxForm.read` does."""
         return self.box_form.read(answer, size, self._seen(size), strict)
 

@@ -16,7 +16,7 @@ from adapt.data.bags import BagPooling
 from adapt.models.sets import RESIDUAL, Sets, check_level
 
 if TYPE_CHECKING:
-    from adapt.backbones.box_texts import Found
+    from adapt.backbones.box_texts import NamedBox
     from adapt.models.watch import Sighting
 
 
@@ -155,7 +155,7 @@ class Prediction:
     """The ends of the interval of the number (regression) at the level that was asked for."""
     p_value: float | None = None
     """The share of good images that score as high as this one, at most, by a method that learned from good images."""
-    boxes: tuple[Found, ...] | None = None
+    boxes: tuple[NamedBox, ...] | None = None
     """The boxes that an answer in words has in the form of the model's family, in pixels of the upright image."""
     disagreement: Disagreement | None = None
     """How the members of an average disagree; None for an adapter by itself."""

@@ -237,7 +237,7 @@ def read_rows(file: Path, columns: Collection[str], what: str) -> list[_Row]:
 def small_image(path: str, turned: bool, boxes: Mapping[str, str] = MappingProxyType({})) -> Image.Image | None:
     """Return an image at thumbnail size, rotated upright by EXIF if `turned`; None if the file cannot be read.
 
-    `boxes` are drawn into it: JSON of `Found.plain` by colour. Other texts are passed over.
+    `boxes` are drawn into it: JSON of `NamedBox.plain` by colour. Other texts are passed over.
     """
     from adapt.data.decoding.images import open_image
 

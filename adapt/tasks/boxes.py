@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Located(Conversation):
+class BoxLabel(Conversation):
     """All boxes of the thing `name` in a picture of some size, perhaps none; the chat's answer has them as JSON."""
 
     name: str
@@ -40,7 +40,7 @@ class Boxes(Conversations):
     name = "boxes"
     title = "boxes of things in images"
     example = "emoji-boxes"
-    label_type: ClassVar[type[Located]] = Located
+    label_type: ClassVar[type[BoxLabel]] = BoxLabel
     needs = frozenset({"object", "boxes", "size"})
     noun = "questions"
     items_are = "questions where things are"
@@ -48,19 +48,19 @@ class Boxes(Conversations):
     stays_whole = True
     has_summed_loss = True
 
-    def read(self, cells: Mapping[str, Cell], where: str) -> Located:
+    def read(self, cells: Mapping[str, Cell], where: str) -> BoxLabel:
         name, boxes, size = (cast("Any", cells[column]) for column in ("object", "boxes", "size"))
         if isinstance(boxes, str):
             raise AdaptError(f"{where}: a column 'boxes' cannot hold boxes: write x0,y0,x1,y1, and read boxes:FILE")
-        return Located(Chat.about(f"where is the {name}?", plain_text(name, boxes)), name, tuple(boxes), tuple(size))
+        return BoxLabel(Chat.about(f"where is the {name}?", plain_text(name, boxes)), name, tuple(boxes), tuple(size))
 
     def facts(self, items: Sequence[Item]) -> Sequence[str]:
-        counts = [len(label.boxes) for label in labels_of(items, Located)]
+        counts = [len(label.boxes) for label in labels_of(items, BoxLabel)]
         return (f"{spread(counts)} boxes of a thing, {counts.count(0):,} questions about things that are not there",)
 
     def step(self, model: Adapted, items: Sequence[Item], inputs: object) -> Step:
         step = cast("ChatStep", super().step(model, items, inputs))
-        labels = labels_of(items, Located)
+        labels = labels_of(items, BoxLabel)
         step.chats = [step.model.backbone.located(label.name, label.boxes, label.size) for label in labels]
         return step
 
@@ -68,7 +68,7 @@ class Boxes(Conversations):
         from adapt.evaluation.boxes import BoxScores
         from adapt.evaluation.scores import scored
 
-        scores, labels = scored(items, inference.of_batches(model, items, model.decide)), labels_of(items, Located)
+        scores, labels = scored(items, inference.of_batches(model, items, model.decide)), labels_of(items, BoxLabel)
         read = [
             cast("ChatModel", model).backbone.found(answer, label.size)
             for answer, label in zip(scores.predicted, labels, strict=True)

@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 
 import yaml
 
+from adapt.backbones.box_texts import Edges
 from adapt.common.errors import AdaptError
 from adapt.common.grouping import grouped
 from adapt.common.shown import brief
@@ -35,7 +36,6 @@ from adapt.data.readers.rows import Listed, to_split, without_rows
 from adapt.data.split import InconsistentError, Split
 
 logger = logging.getLogger("adapt")
-Edges = tuple[float, float, float, float]
 _SLACK = 0.5  # pixels by which programs round a box over an image's edge
 _BOXES = "boxes:"
 
