@@ -13,6 +13,7 @@ from PIL import Image
 
 from adapt.common.errors import AdaptError
 from adapt.data import Split, load, open_image
+from adapt.data.split import InconsistentError
 
 RED, BLUE, GREEN = (200, 0, 0), (0, 0, 200), (0, 200, 0)
 _COCO: dict[str, Any] = {
@@ -106,6 +107,8 @@ def test_bad_boxes_are_refused_by_file_and_row(folder: Path, box: list[Any], mes
 def test_unknown_ids_and_images_of_another_size_are_refused(folder: Path) -> None:
     with pytest.raises(AdaptError, match=r"annotation 2 is .*which cannot be read \(KeyError: 7\)"):
         load(_coco(folder, lambda content: content["annotations"][1].update(image_id=7)))
+    with pytest.raises(AdaptError, match="image 2: the id 3 is there twice"):
+        load(_coco(folder, lambda content: content["images"][1].update(id=3)))
     with pytest.raises(AdaptError, match=r"image 2: the size is \(20, 21\), but .*b\.png' has \(40, 20\)"):
         load(_coco(folder, lambda content: content["images"][1].update(width=20, height=21)))
 
@@ -144,10 +147,19 @@ def test_yolo_labels_are_fractions_and_polygons_count_by_their_bounds(folder: Pa
         ("b.png", "red"): (),
     }
     assert len(split.train) == len(split.val) == 3
-    labels.write_text("0 0.25 0.5 0.5 1.0\n2 0.5 0.5 0.1 0.1\n1 0.9 0.5 0.3 0.1\n")
-    with pytest.raises(AdaptError) as refused:
+    labels.write_text(
+        "0 0.25 0.5 0.5 1.0\n2 0.5 0.5 0.1 0.1\n1 0.9 0.5 0.3 0.1\n1 0.5 0.5 -0.1 0.1\n0.5 0 0 1 1\n0 1 2 3\n"
+    )
+    with pytest.raises(InconsistentError) as refused:
         load(f"yolo:{folder / 'data.yaml'}")
-    assert f"{labels} line 2 is" in str(refused.value)
+    first, outside, swapped, no_class, few = [each for each in refused.value.problems if each.startswith(str(labels))][
+        :5
+    ]
+    assert f"{labels} line 2 is '2 0.5 0.5 0.1 0.1', which cannot be read (KeyError: 2)" == first
+    assert f"{labels} line 3: the box has x from 30 to 42" in outside
+    assert f"{labels} line 4: the box has x from 22 to 18" in swapped
+    assert "line 5 is '0.5 0 0 1 1'" in no_class
+    assert "line 6: there are 3 numbers" in few
 
 
 def test_voc_counts_from_one_and_includes_the_last_pixel(folder: Path) -> None:

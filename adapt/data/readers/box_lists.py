@@ -72,6 +72,8 @@ class _Picture:
                 f"the box has x from {edges[0]:g} to {edges[2]:g} and y from {edges[1]:g} to {edges[3]:g}; expected "
                 f"0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}, the size of {self.path!r}"
             )
+        if not name:
+            raise AdaptError("the name of what is in the box is empty: fill it in")
         self.things.append((name, turned_edges((box[0], box[1], box[2], box[3]), size, self.turned)))
 
 
@@ -93,11 +95,16 @@ def _coco(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
         content = json.loads(read_text(source))
     match content:
         case {"images": [*images], "annotations": [*annotations], "categories": [*categories]}:
-            names, pictures = {each["id"]: str(each["name"]) for each in categories}, dict[object, _Picture]()
+            names, pictures = dict[object, str](), dict[object, _Picture]()
         case _:
             raise AdaptError(f"{where} has {brief(content)}; expected the lists images, annotations and categories")
+    for at, row in enumerate(categories, 1):
+        with _row(problems, f"{where} category {at}", row):
+            names[row["id"]] = str(row["name"])
     for at, row in enumerate(images, 1):
         with _row(problems, line := f"{where} image {at}", row):
+            if row["id"] in pictures:
+                raise AdaptError(f"the id {row['id']} is there twice: give each image an id of its own")
             path = under(folder, str(row["file_name"]), line)
             pictures[row["id"]] = _Picture.opened(path, "", (row["width"], row["height"]))
     for at, row in enumerate(annotations, 1):
@@ -123,11 +130,11 @@ def _yolo(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
     if not (isinstance(content, dict) and content.get("train") and isinstance(content.get("names"), list | dict)):
         raise AdaptError(f"{where} has {brief(content)}; expected train and names, perhaps path, val and test")
     names = content["names"] if isinstance(content["names"], dict) else dict(enumerate(content["names"]))
-    folder, pictures = os.path.abspath(root or os.path.dirname(source)), list[_Picture]()
-    folder = os.path.join(folder, str(content.get("path") or ""))
+    folder, pictures = root or os.path.join(os.path.dirname(source), str(content.get("path") or "")), list[_Picture]()
+    folder = os.path.abspath(folder)
     for part, given in ((part, content.get(part) or []) for part in parts.NAMES):
         for own in [given] if isinstance(given, str) else given:
-            start = under(folder, str(own), f"{where} {part}")
+            start = under(folder, str(own).removeprefix("../"), f"{where} {part}")  # which some programs write
             listed = [under(folder, line, start) for _, line in numbered_lines(start)] if start.endswith(".txt") else ()
             for path in listed or images_in(start):
                 before, images, behind = path.rpartition(f"{os.sep}images{os.sep}")
@@ -136,25 +143,24 @@ def _yolo(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
                     pictures.append(picture := _Picture.opened(path, part))
                     for at, line in numbered_lines(labels) if labels.is_file() else ():
                         with _row(problems, f"{labels} line {at}", line):
-                            key, *values = map(float, line.split())
+                            key, values = line.split()[0], [float(cell) for cell in line.split()[1:]]
                             if len(values) == 4:
                                 x, y, width, height = values
-                                values = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
-                            edges = values if len(values) == 4 else _bounds(values)
+                                edges = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+                            else:
+                                edges = _bounds(values)
                             picture.add(str(names[int(key)]), [a * b for a, b in zip(edges, picture.size * 2)])
     return pictures
 
 
 def _voc(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
     """Return the images of a folder of VOC, `Annotations/*.xml` with `JPEGImages`, or both kinds of files in one."""
-    folder, pictures = os.path.abspath(source), list[_Picture]()
-    inside = {name: os.path.join(folder, name) for name in ("Annotations", "JPEGImages", "ImageSets/Main")}
-    notes, images = (each if os.path.isdir(each) else folder for each in (inside["Annotations"], inside["JPEGImages"]))
-    part_of = dict[str, str]()
+    folder, pictures, part_of = Path(os.path.abspath(source)), list[_Picture](), dict[str, str]()
+    notes, images = (own if (own := folder / name).is_dir() else folder for name in ("Annotations", "JPEGImages"))
     for part in parts.NAMES:
-        if os.path.isfile(listed := os.path.join(inside["ImageSets/Main"], f"{part}.txt")):
+        if (listed := folder / "ImageSets" / "Main" / f"{part}.txt").is_file():
             part_of |= {line.split()[0]: part for _, line in numbered_lines(listed)}
-    for file in sorted(Path(notes).glob("*.xml")):
+    for file in sorted(notes.glob("*.xml")):
         if part_of and file.stem not in part_of:
             continue
         with _row(problems, str(file), file.name), readable(str(file)):
@@ -165,9 +171,9 @@ def _voc(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
                 tree = ElementTree.fromstring(text)
             except ElementTree.ParseError as error:
                 raise ValueError(error) from error
-            path = under(images, tree.findtext("filename") or "", str(file))
-            size = tree.findtext("size/width"), tree.findtext("size/height")
-            stated = (int(size[0]), int(size[1])) if size[0] and size[1] else None
+            path = under(str(images), tree.findtext("filename") or "", str(file))
+            width, height = (tree.findtext(f"size/{side}") for side in ("width", "height"))
+            stated = (int(width), int(height)) if width and height else None
             pictures.append(picture := _Picture.opened(path, part_of.get(file.stem, ""), stated))
             for at, thing in enumerate(tree.iter("object"), 1):
                 with _row(problems, f"{file} object {at}", thing.findtext("name")):
@@ -193,6 +199,9 @@ def _csv(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
 
 
 def _bounds(polygon: Sequence[float]) -> Edges:
+    """Return the bounds of a polygon x0, y0, x1, y1, ..."""
+    if len(polygon) < 6 or len(polygon) % 2:
+        raise AdaptError(f"there are {len(polygon)} numbers; expected the four of a box, or the pairs of a polygon")
     return min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])
 
 
