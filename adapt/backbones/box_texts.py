@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, floor
 from typing import NamedTuple
 
 Edges = tuple[float, float, float, float]
@@ -20,7 +20,8 @@ Size = tuple[int, int]  # width and height
 _N = r"(-?\d+(?:\.\d+)?)"
 _FOUR = re.compile(rf"{_N}[,\s]+{_N}[\])]?[,\s]+[\[(]?{_N}[,\s]+{_N}")  # with brackets of any kind around them
 _BEYOND = 0.05  # of a picture's side: answers further outside are no boxes of it
-_DIGITS = ("one", "two", "three", "four")
+_DIGITS, _POWERS = ("one", "two", "three", "four"), (16, 4, 1)
+_TINY = 1e-6  # units, for edges that rounding moved over a boundary
 _COLUMN = r"((?:(?:one|two|three|four)\s+){2}(?:one|two|three|four))"
 
 
@@ -58,12 +59,11 @@ class BoxForm:
 
     def write(self, name: str, boxes: Sequence[Edges], size: Size, seen: Size) -> str:
         """Return the words of an answer with `boxes` of the thing `name` in a picture of `size`, seen as `seen`."""
-        scale, shift, most = self._scale(size, seen)
+        scale, shift = self._scale(size, seen)
         written = []
         for box in boxes:
-            values = [(box[edge] + shift[edge % 2]) * scale[edge % 2] for edge in self.places]
-            numbers = [self._number(value, edge >= 2, most[edge % 2]) for value, edge in zip(values, self.places)]
-            written.append(self.box.format(*numbers, name=name))
+            values = [(edge + shift[at % 2]) * scale[at % 2] for at, edge in enumerate(box)]
+            written.append(self.box.format(*(self._number(values[at], at >= 2) for at in self.places), name=name))
         return self.around.format(self.between.join(written)) if boxes else self.none
 
     def read(self, answer: str, size: Size, seen: Size, strict: bool = False) -> tuple[NamedBox, ...] | None:
@@ -74,13 +74,13 @@ class BoxForm:
         if answer.strip() == self.none:
             return ()
         own = list(re.finditer(self.pattern, answer))
-        scale, shift, _ = self._scale(size, seen)
+        scale, shift = self._scale(size, seen)
         found = []
         for match in own or (() if strict or self.rounding == "within" else _FOUR.finditer(answer)):
             name, box = match.groupdict().get("name") or "", [0.0] * 4
             numbers = [match[at] for at in range(1, match.re.groups + 1) if at != match.re.groupindex.get("name")]
-            for text, edge in zip(numbers, self.places, strict=True):
-                box[edge] = self._value(text, edge >= 2) / scale[edge % 2] - shift[edge % 2]
+            for text, at in zip(numbers, self.places, strict=True):
+                box[at] = self._value(text, at >= 2) / scale[at % 2] - shift[at % 2]
             ends = [sorted(box[axis::2]) for axis in (0, 1)]  # models swap corners
             for (low, high), side in zip(ends, size, strict=True):
                 if low < -_BEYOND * side or high > (1 + _BEYOND) * side:
@@ -89,26 +89,25 @@ class BoxForm:
             found.append(NamedBox(name.strip(), (x0, y0, x1, y1)))
         return tuple(found) or None
 
-    def _scale(self, size: Size, seen: Size) -> tuple[list[float], list[float], list[int]]:
-        """Return the units of a pixel, the pixels before the picture, and the most units, across and down."""
-        if not self.units:
-            return [whole / side for whole, side in zip(seen, size)], [0.0, 0.0], [*seen]
-        square = max(size)
-        sides, shift = ([square] * 2, [(square - side) / 2 for side in size]) if self.padded else ([*size], [0.0, 0.0])
-        return [self.units / side for side in sides], shift, [self.units] * 2
+    def _scale(self, size: Size, seen: Size) -> tuple[list[float], list[float]]:
+        """Return the units of a pixel, and the pixels before the picture, across and down."""
+        if self.padded:
+            return [self.units / max(size)] * 2, [(max(size) - side) / 2 for side in size]
+        return [(self.units or whole) / side for whole, side in zip(seen, size)], [0.0, 0.0]
 
-    def _number(self, value: float, last: bool, most: int) -> str:
+    def _number(self, value: float, last: bool) -> str:
         if self.rounding == "decimals":
             return f"{value:.3f}"
-        if self.rounding == "within":
-            whole = min(max(ceil(value - 1e-6) - 1 if last else int(value + 1e-6), 0), most - 1)
-            return " ".join(_DIGITS[whole // power % 4] for power in (16, 4, 1))
-        return str(min(int(value) if self.rounding == "floor" else round(value), most - (most == self.units)))
+        whole = round(value) if self.rounding == "nearest" else floor(value + _TINY)
+        if self.rounding == "within" and last:
+            whole = ceil(value - _TINY) - 1
+        whole = min(max(whole, 0), self.units - 1 if self.units else whole)
+        return " ".join(_DIGITS[whole // power % 4] for power in _POWERS) if self.rounding == "within" else str(whole)
 
     def _value(self, text: str, last: bool) -> float:
         if self.rounding != "within":
             return float(text)
-        return float(sum(_DIGITS.index(word) * power for word, power in zip(text.split(), (16, 4, 1)))) + last
+        return float(sum(_DIGITS.index(word) * power for word, power in zip(text.split(), _POWERS))) + last
 
 
 THOUSANDTHS = BoxForm()

@@ -39,7 +39,7 @@ class Boxes(Conversations):
 
     name = "boxes"
     title = "boxes of things in images"
-    example = "emoji-boxes"
+    example = ""  # other tasks stand for native models
     label_type: ClassVar[type[BoxLabel]] = BoxLabel
     needs = frozenset({"object", "boxes", "size"})
     noun = "questions"
@@ -68,16 +68,13 @@ class Boxes(Conversations):
         from adapt.evaluation.boxes import BoxScores
         from adapt.evaluation.scores import scored
 
-        scores, labels = scored(items, inference.of_batches(model, items, model.decide)), labels_of(items, BoxLabel)
-        read = [
-            cast("ChatModel", model).backbone.found(answer, label.size)
-            for answer, label in zip(scores.predicted, labels, strict=True)
-        ]
-        found = [None if each is None else tuple(box.edges for box in each) for each in read]
-        predicted = [
-            answer if each is None else plain_text(label.name, each)
-            for answer, each, label in zip(scores.predicted, found, labels, strict=True)
-        ]
-        questions = tuple(label.name for label in labels)
-        own = vars(scores) | {"predicted": tuple(predicted), "questions": questions}
+        labels, speaker = labels_of(items, BoxLabel), cast("ChatModel", model).backbone
+        scores = scored(items, inference.of_batches(model, items, model.decide))
+        read = [speaker.found(text, label.size) for text, label in zip(scores.predicted, labels, strict=True)]
+        found = [None if boxes is None else tuple(box.edges for box in boxes) for boxes in read]
+        told = [None if boxes is None else plain_text(label.name, boxes) for boxes, label in zip(found, labels)]
+        own = vars(scores) | {
+            "predicted": tuple(plain or text for plain, text in zip(told, scores.predicted)),
+            "questions": tuple(label.name for label in labels),
+        }
         return BoxScores(**own, boxes=tuple(label.boxes for label in labels), found=tuple(found))
