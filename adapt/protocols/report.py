@@ -347,6 +347,7 @@ def run_page(run: PlainRun) -> JsonObject:
         "worst_classes": sorted(by_class.items(), key=lambda pair: pair[1])[:WORST_CLASSES],
         "class_intervals": adapted.get("by_class_intervals", {}),
         "legend": legend(adapted["images"], adapted.get("groups", adapted["images"])) if "intervals" in adapted else "",
+        "boxes": any("iou" in row for row in rows),
         "errors": _worst_errors(rows, learned_turned(run.path)),
         "explained": _explained(run.path),
     }

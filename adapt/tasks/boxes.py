@@ -29,10 +29,6 @@ class BoxLabel(Conversation):
     boxes: tuple[Edges, ...]
     size: Size
 
-    @property
-    def stratum(self) -> str:
-        return self.name
-
 
 class Boxes(Conversations):
     """The task of boxes: a question where a thing is, whose answer the model's family words."""

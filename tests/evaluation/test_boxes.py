@@ -18,7 +18,7 @@ from adapt.evaluation.evaluate import evaluate
 from adapt.models.generation import Answer
 from adapt.models.native_vlm import ChatModel
 from adapt.models.unadapted import unadapted
-from adapt.protocols.report import small_image
+from adapt.protocols.report import _worst_errors, small_image
 
 ONE, OTHER, THIRD = (0.0, 0.0, 10.0, 10.0), (5.0, 0.0, 15.0, 10.0), (20.0, 20.0, 30.0, 30.0)
 
@@ -116,6 +116,8 @@ def test_the_report_draws_boxes(tmp_path: Path) -> None:
     Image.new("RGB", (96, 96)).save(tmp_path / "a.png")
     rows = [row | {"path": str(tmp_path / "a.png")} for row in _scores(((ONE,), (THIRD,)), ((ONE,), (ONE,))).rows()]
     assert [row["iou"] for row in rows] == [0.0, 1.0]
+    [worst] = _worst_errors([{name: str(cell) for name, cell in row.items()} for row in rows], True)
+    assert worst["picture"].image
     drawn = small_image(str(tmp_path / "a.png"), True, {"lime": plain_text("dog", [ONE]), "red": "a dog"})
     assert drawn is not None
     assert drawn.getpixel((0, 5))[1] > 200  # type: ignore[index]
