@@ -19,6 +19,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from random import Random
 
+from adapt.common.grouping import grouped
 from adapt.data.decoding.files import zip_root
 from adapt.data.emoji import bundled, scenes
 from adapt.data.emoji.bundled import PARTS
@@ -39,7 +40,7 @@ _MADE = {
     "emoji-chats": (scenes.scenes, (450, 45, 90), (90, 15, 90)),
     "emoji-contrasts": (scenes.minimal_pairs, (450, 45, 90), (90, 15, 90)),
     "emoji-labels": (scenes.mixtures, (600, 80, 240), (120, 40, 240)),
-    "emoji-boxes": (scenes.mixtures, (1200, 40, 120), (480, 40, 120)),
+    "emoji-boxes": (scenes.scenes, (450, 45, 90), (90, 15, 90)),
 }
 
 
@@ -58,9 +59,9 @@ def read(spec: str) -> Split:
         elif base == "emoji-labels":  # shots are drawn by the first name: all are equally frequent
             yield Item.of(path=path, labels=tuple(concept.name for concept in scene.concepts), domain=style)
         elif base == "emoji-boxes":
-            for piece in scene.pieces:
-                size = scenes.SIDE, scenes.SIDE
-                yield Item.of(path=path, object=piece.drawing.concept.name, boxes=(piece.box,), size=size, domain=style)
+            boxes = grouped((piece.drawing.concept.name, piece.box) for piece in scene.in_reading_order)
+            for name, own in boxes.items():
+                yield Item.of(path=path, object=name, boxes=tuple(own), size=(scenes.SIDE,) * 2, domain=style)
         elif scene.kind == "several":  # one to four copies of a drawing are counted; the group is the drawn concept
             count, concept = len(scene.pieces), scene.concepts[0].name
             yield Item.of(path=path, target=count, label=NUMBERS[count - 1], domain=style, group=concept)

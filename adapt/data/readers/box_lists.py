@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import yaml
@@ -113,7 +114,7 @@ def _coco(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
                 continue
             if "bbox" in row:
                 x, y, width, height = map(float, row["bbox"])
-                edges = [x, y, x + width, y + height]
+                edges: Edges = (x, y, x + width, y + height)
             else:
                 edges = _bounds([value for polygon in row["segmentation"] for value in polygon])
             pictures[row["image_id"]].add(names[row["category_id"]], edges)
@@ -146,7 +147,7 @@ def _yolo(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
                             key, values = line.split()[0], [float(cell) for cell in line.split()[1:]]
                             if len(values) == 4:
                                 x, y, width, height = values
-                                edges = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+                                edges: Edges = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
                             else:
                                 edges = _bounds(values)
                             picture.add(str(names[int(key)]), [a * b for a, b in zip(edges, picture.size * 2)])
@@ -225,7 +226,7 @@ def read_boxes(spec: str, root: str | None = None, ratios: Sequence[float] = par
     for at, picture in enumerate(pictures):
         if asks:
             for name, boxes in (grouped(picture.things) or {names[at % len(names)]: []}).items():
-                cells = {"object": name, "boxes": tuple(boxes), "size": picture.size}
+                cells: dict[str, Any] = {"object": name, "boxes": tuple(boxes), "size": picture.size}
                 rows.append(Listed(Item.of(path=picture.path, group=picture.path, **cells), picture.part))
         for name, edges in () if asks else picture.things:
             item = Item.of(path=region(picture.path, edges), group=picture.path, label=name)
