@@ -59,8 +59,8 @@ def read(spec: str) -> Split:
         elif base == "emoji-labels":  # shots are drawn by the first name: all are equally frequent
             yield Item.of(path=path, labels=tuple(concept.name for concept in scene.concepts), domain=style)
         elif base == "emoji-boxes":
-            boxes = grouped((piece.drawing.concept.name, piece.box) for piece in scene.in_reading_order)
-            for name, own in boxes.items():
+            in_rows = sorted(scene.pieces, key=lambda piece: (piece.top >= scenes.SIDE // 2, piece.left))
+            for name, own in grouped((piece.drawing.concept.name, piece.box) for piece in in_rows).items():
                 yield Item.of(path=path, object=name, boxes=tuple(own), size=(scenes.SIDE,) * 2, domain=style)
         elif scene.kind == "several":  # one to four copies of a drawing are counted; the group is the drawn concept
             count, concept = len(scene.pieces), scene.concepts[0].name

@@ -72,11 +72,6 @@ class Scene:
         """The concept of each drawing in the scene."""
         return [piece.drawing.concept for piece in self.pieces]
 
-    @property
-    def in_reading_order(self) -> list[Piece]:
-        """The drawings row by row, from the left."""
-        return sorted(self.pieces, key=lambda piece: (piece.top >= _CELL, piece.left))
-
     def draw(self) -> Image.Image:
         """Return a picture of the scene, in mode RGB and 64 pixels wide and high."""
         picture = Image.new("RGB", (SIDE, SIDE), self.background)
