@@ -352,7 +352,7 @@ TASKS: Listing[Any] = Listing(
 
 # the columns that the tasks need, so that only those tasks are imported whose columns a list has
 _NEEDS = {
-    "boxes": {"object", "boxes", "size"}, "classes": {"label"}, "contrasts": {"rejected_images", "chat", "rejected"},
+    "boxes": {"boxes"}, "classes": {"label"}, "contrasts": {"rejected_images", "chat", "rejected"},
     "conversations": {"chat"}, "labels": {"labels"}, "maps": {"mask", "label"}, "pairs": {"path", "text"},
     "preferences": {"chat", "rejected"}, "questions": {"question", "label"}, "records": {"path", "entity", "text"},
     "targets": {"target"},

@@ -37,7 +37,7 @@ class Boxes(Conversations):
     title = "boxes of things in images"
     example = ""  # other tasks stand for native models
     label_type: ClassVar[type[BoxLabel]] = BoxLabel
-    needs = frozenset({"object", "boxes", "size"})
+    needs = frozenset({"boxes"})
     noun = "questions"
     items_are = "questions where things are"
     mixes_texts = False
@@ -45,9 +45,9 @@ class Boxes(Conversations):
     has_summed_loss = True
 
     def read(self, cells: Mapping[str, Cell], where: str) -> BoxLabel:
-        name, boxes, size = (cast("Any", cells[column]) for column in ("object", "boxes", "size"))
-        if isinstance(boxes, str):
+        if isinstance(cells["boxes"], str):
             raise AdaptError(f"{where}: a column 'boxes' cannot hold boxes: write x0,y0,x1,y1, and read boxes:FILE")
+        name, boxes, size = cast("Any", cells["boxes"])
         return BoxLabel(Chat.about(f"where is the {name}?", plain_text(name, boxes)), name, tuple(boxes), tuple(size))
 
     def facts(self, items: Sequence[Item]) -> Sequence[str]:

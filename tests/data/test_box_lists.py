@@ -200,3 +200,9 @@ def test_lists_without_a_box_and_files_of_another_form_are_refused(folder: Path)
     (folder / "a.xml").write_text('<!DOCTYPE a [<!ENTITY b "c">]><annotation/>')
     with pytest.raises(AdaptError, match="it defines entities"):
         load(f"voc:{folder}")
+
+
+def test_a_csv_with_a_column_of_boxes_is_told_what_to_write(folder: Path) -> None:
+    (folder / "list.csv").write_text('path,boxes\na.png,"[[0, 0, 1, 1]]"\n')
+    with pytest.raises(AdaptError, match="a column 'boxes' cannot hold boxes: write x0,y0,x1,y1, and read boxes:FILE"):
+        load(folder / "list.csv")

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import yaml
@@ -226,8 +225,8 @@ def read_boxes(spec: str, root: str | None = None, ratios: Sequence[float] = par
     for at, picture in enumerate(pictures):
         if asks:
             for name, boxes in (grouped(picture.things) or {names[at % len(names)]: []}).items():
-                cells: dict[str, Any] = {"object": name, "boxes": tuple(boxes), "size": picture.size}
-                rows.append(Listed(Item.of(path=picture.path, group=picture.path, **cells), picture.part))
+                item = Item.of(path=picture.path, group=picture.path, boxes=(name, boxes, picture.size))
+                rows.append(Listed(item, picture.part))
         for name, edges in () if asks else picture.things:
             item = Item.of(path=region(picture.path, edges), group=picture.path, label=name)
             rows.append(Listed(item, picture.part))
