@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from adapt.backbones import chat_templates
 from adapt.backbones.base import Backbone, outside_inference_mode
+from adapt.backbones.box_texts import IN_WORDS, OF_FAMILY, THOUSANDTHS, BoxForm, Edges, NamedBox
 from adapt.backbones.branches import BranchedRow, Branches, padded, row_of
 from adapt.backbones.decoder import tower_of
 from adapt.backbones.encoded_images import (
@@ -404,6 +405,31 @@ class NativeVLM(Backbone):
     def image_settings(self) -> str:
         """The processor's settings of images, as text."""
         return str(self.processor.image_processor.to_json_string())
+
+    @cached_property
+    def box_form(self) -> BoxForm:
+        """How the model's family writes boxes, or how a tokenizer can that knows no digits."""
+        unknown = self.tokenizer.unk_token_id
+        if unknown is not None and unknown in self.tokenizer("0123456789", add_special_tokens=False)["input_ids"]:
+            return IN_WORDS
+        return OF_FAMILY.get(self.vlm.config.model_type, THOUSANDTHS)
+
+    def located(self, name: str, boxes: Sequence[Edges], size: tuple[int, int]) -> Chat:
+        """Return the question where a thing is, in a picture of a width and a height, with its boxes as the answer."""
+        form = self.box_form
+        return Chat.about(form.question.format(name), form.write(name, boxes, size, self._seen(size)))
+
+    def found(self, answer: str, size: tuple[int, int], strict: bool = False) -> tuple[NamedBox, ...] | None:
+        """Return the boxes in an answer about a picture, as `BoxForm.read` does."""
+        return self.box_form.read(answer, size, self._seen(size), strict)
+
+    def _seen(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the width and the height of a picture as the processor resizes it, where boxes are in such pixels."""
+        if self.box_form.units:
+            return size
+        [[_, down, across]] = self.marks(size)[0].sizes["image_grid_thw"].tolist()
+        patch = self.processor.image_processor.patch_size
+        return across * patch, down * patch
 
     def encode_images(self, images: Sequence[Image | PreparedImage]) -> list[EncodedImage]:
         """Return what the vision tower and the connector compute for each image, and how it stands in a text."""

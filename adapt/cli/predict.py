@@ -417,6 +417,8 @@ def _side_by_side(adapters: Sequence[str], image: str, predictions: Sequence[Pre
 
 def _answer(prediction: Prediction) -> str:
     """Return the text after an image's name: the number or disagreement, the set, and an answer other than the top."""
+    if prediction.boxes is not None:
+        return f"  {plain.dump([box.plain() for box in prediction.boxes])}"
     number = "" if prediction.number is None else f"  {prediction.number:.3g}"
     number += "" if prediction.p_value is None else f"  p = {prediction.p_value:.3g}"
     number += "" if prediction.interval is None else " ({:.3g} to {:.3g})".format(*prediction.interval)

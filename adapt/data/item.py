@@ -352,9 +352,10 @@ TASKS: Listing[Any] = Listing(
 
 # the columns that the tasks need, so that only those tasks are imported whose columns a list has
 _NEEDS = {
-    "classes": {"label"}, "contrasts": {"rejected_images", "chat", "rejected"}, "conversations": {"chat"},
-    "labels": {"labels"}, "maps": {"mask", "label"}, "pairs": {"path", "text"}, "preferences": {"chat", "rejected"},
-    "questions": {"question", "label"}, "records": {"path", "entity", "text"}, "targets": {"target"},
+    "boxes": {"boxes"}, "classes": {"label"}, "contrasts": {"rejected_images", "chat", "rejected"},
+    "conversations": {"chat"}, "labels": {"labels"}, "maps": {"mask", "label"}, "pairs": {"path", "text"},
+    "preferences": {"chat", "rejected"}, "questions": {"question", "label"}, "records": {"path", "entity", "text"},
+    "targets": {"target"},
 }  # fmt: skip
 
 

@@ -454,9 +454,10 @@ class ChatModel(Adapted[NativeVLM]):
             yield from predictions(self._class_logits(pixels), self.class_names, query, self.answers)
             return
         batches = in_batches(pixels, TOGETHER)
-        answers = (self.generate(batch, [query.question or ""] * len(batch)) for batch in batches)
-        for answer in chain.from_iterable(answers):
-            only = Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
+        answered = (zip(batch, self.generate(batch, [query.question or ""] * len(batch))) for batch in batches)
+        for [image, *_], answer in chain.from_iterable(answered):
+            boxes = self.backbone.found(answer.text, image.size, strict=True) or None
+            only = Prediction(answer.text, answer.probability, ((answer.text, answer.probability),), boxes=boxes)
             yield judged(only, query.threshold)
 
 

@@ -16,6 +16,7 @@ from adapt.data.bags import BagPooling
 from adapt.models.sets import RESIDUAL, Sets, check_level
 
 if TYPE_CHECKING:
+    from adapt.backbones.box_texts import NamedBox
     from adapt.models.watch import Sighting
 
 
@@ -165,6 +166,8 @@ class Prediction:
     """Where the image looks abnormal, if wanted."""
     drawn: JsonObject | None = field(default=None, compare=False)
     """What is told of the map: its pictures, and by which `scale` and `offset` values of one are scores."""
+    boxes: tuple[NamedBox, ...] | None = None
+    """The boxes that an answer in words has in the form of the model's family, in pixels of the upright image."""
     disagreement: Disagreement | None = None
     """How the members of an average disagree; None for an adapter by itself."""
     sighting: Sighting | None = field(default=None, compare=False, repr=False)
@@ -183,6 +186,7 @@ class Prediction:
         more |= {} if self.interval is None else {"interval": list(self.interval)}
         more |= {} if self.p_value is None else {"p_value": self.p_value}
         more |= {} if self.drawn is None else {"map": self.drawn}
+        more |= {} if self.boxes is None else {"boxes": [box.plain() for box in self.boxes]}
         more |= {} if self.disagreement is None else {"disagreement": self.disagreement._asdict()}
         more |= {} if self.sighting is None else {"strangeness": self.sighting.strangeness}
         return {**own, **classes, **images, **more, "top": top}

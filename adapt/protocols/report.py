@@ -13,13 +13,16 @@ import os
 import re
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, Template
+from PIL import ImageDraw
 from pydantic import TypeAdapter
 
 from adapt.common import plain
@@ -29,6 +32,7 @@ from adapt.common.plain import JsonObject
 from adapt.common.shown import shown, unguarded
 from adapt.common.version import __version__
 from adapt.evaluation import stored
+from adapt.evaluation.boxes import HALF
 from adapt.evaluation.intervals import legend
 from adapt.evaluation.learning_curve import LearningCurve
 from adapt.evaluation.scores import Figure, Scores, by_threshold, calibration_error, coverage_and_accuracy, reliability
@@ -230,21 +234,28 @@ def read_rows(file: Path, columns: Collection[str], what: str) -> list[_Row]:
     return rows
 
 
-def small_image(path: str, turned: bool) -> Image.Image | None:
-    """Return an image at thumbnail size, rotated upright by EXIF if `turned`; None if the file cannot be read."""
+def small_image(path: str, turned: bool, boxes: Mapping[str, str] = MappingProxyType({})) -> Image.Image | None:
+    """Return an image at thumbnail size, rotated upright by EXIF if `turned`; None if the file cannot be read.
+
+    `boxes` are drawn into it: JSON of `NamedBox.plain` by colour. Other texts are passed over.
+    """
     from adapt.data.decoding.images import open_image
 
     try:
         image = open_image(path, turned=turned)
     except AdaptError:
         return None  # moved since the run; the page says so
+    for colour, text in boxes.items():
+        with suppress(ValueError, TypeError, LookupError):  # an answer that could not be read stays as it was
+            for each in plain.parse(text):
+                ImageDraw.Draw(image).rectangle(each["bbox"], outline=colour, width=1 + max(image.size) // THUMBNAIL)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     return image
 
 
-def _picture(path: str, caption: str, turned: bool) -> Picture:
+def _picture(path: str, caption: str, turned: bool, boxes: Mapping[str, str] = MappingProxyType({})) -> Picture:
     """Return an image of a gallery, with a thumbnail of `small_image`."""
-    data, image = io.BytesIO(), small_image(path, turned)
+    data, image = io.BytesIO(), small_image(path, turned, boxes)
     if image is not None:
         image.save(data, "JPEG", quality=80)
     thumbnail = base64.b64encode(data.getvalue()).decode("ascii") or None
@@ -336,6 +347,7 @@ def run_page(run: PlainRun) -> JsonObject:
         "worst_classes": sorted(by_class.items(), key=lambda pair: pair[1])[:WORST_CLASSES],
         "class_intervals": adapted.get("by_class_intervals", {}),
         "legend": legend(adapted["images"], adapted.get("groups", adapted["images"])) if "intervals" in adapted else "",
+        "boxes": any("iou" in row for row in rows),
         "errors": _worst_errors(rows, learned_turned(run.path)),
         "explained": _explained(run.path),
     }
@@ -377,8 +389,9 @@ def _predictions(run: Path) -> list[dict[str, str]]:
     rows = read_rows(file, ("path", "class", "predicted", "confidence"), what)
     try:
         for row in rows:
-            if not 0 <= float(row["confidence"]) <= 1:
-                raise ValueError(f"a confidence is {row['confidence']}; expected a number from 0 to 1")
+            for column in ("confidence", "iou"):
+                if not 0 <= float(row.get(column, 0)) <= 1:
+                    raise ValueError(f"a cell of {column} is {row[column]}; expected a number from 0 to 1")
     except (ValueError, TypeError) as error:
         raise AdaptError(f"{file} holds no {what}: {error}") from error
     return rows
@@ -395,8 +408,11 @@ def _explained(run: Path) -> str:
 
 
 def _worst_errors(rows: Sequence[dict[str, str]], turned: bool) -> list[JsonObject]:
-    """Return the wrong predictions with the highest confidence in per cent; of equal ones, classes take turns."""
-    wrong = [row for row in rows if row["class"] != row["predicted"]]
+    """Return the wrong predictions with the highest confidence in per cent; of equal ones, classes take turns.
+
+    Wrong boxes overlap by less than a half; they are drawn in red, and the true ones in green.
+    """
+    wrong = [row for row in rows if (float(row["iou"]) < HALF if "iou" in row else row["class"] != row["predicted"])]
     wrong.sort(key=lambda row: -float(row["confidence"]))
     turns: defaultdict[tuple[int, str], Iterator[int]] = defaultdict(count)
     wrong.sort(
@@ -407,7 +423,9 @@ def _worst_errors(rows: Sequence[dict[str, str]], turned: bool) -> list[JsonObje
             "actual": row["class"],
             "predicted": row["predicted"],
             "confidence": float(row["confidence"]),
-            "picture": _picture(row["path"], "", turned),
+            "picture": _picture(
+                row["path"], "", turned, {"lime": row["class"], "red": row["predicted"]} if "iou" in row else {}
+            ),
         }
         for row in wrong[:WORST_ERRORS]
     ]

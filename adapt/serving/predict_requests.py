@@ -95,6 +95,13 @@ class DrawnMap(BaseModel):
     highest: float
 
 
+class AnsweredBox(BaseModel):
+    """A box in pixels (left, upper, right, lower), and what the model calls it."""
+
+    bbox: tuple[float, float, float, float]
+    label: str
+
+
 class AdapterAnswer(BaseModel):
     """The prediction of one adapter for an image; below the threshold, `class` is `none` and `label` is null.
 
@@ -113,6 +120,7 @@ class AdapterAnswer(BaseModel):
     p_value: float | None = None  # of being as good as the images that were learned from
     map: DrawnMap | None = None
     disagreement: dict[Literal["share", "nats"], float] | None = None  # of an average
+    boxes: list[AnsweredBox] | None = None  # in an answer in words, in pixels of the upright image
     strangeness: float | None = None  # from an adapter with a watch, in standard deviations
     top: list[ClassProbability]
 

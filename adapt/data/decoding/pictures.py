@@ -73,6 +73,18 @@ def turns(transform: object) -> bool:
     return bool(getattr(transform, "turned", False))
 
 
+def turned_edges(
+    edges: tuple[float, float, float, float], size: tuple[int, int], held: int
+) -> tuple[float, float, float, float]:
+    """Return a box (left, upper, right, lower) of a stored picture of `size`, turned upright with it."""
+    (x0, y0, x1, y1), (width, height) = edges, size
+    if held in (2, 3, 7, 8):
+        x0, x1 = width - x1, width - x0
+    if held in (3, 4, 6, 7):
+        y0, y1 = height - y1, height - y0
+    return (y0, x0, y1, x1) if held in _SIDEWAYS else (x0, y0, x1, y1)
+
+
 # Pillow's names of the formats that are decoded, with suffixes. It knows more: one of them runs Ghostscript.
 FORMATS = {
     "AVIF": (".avif",),

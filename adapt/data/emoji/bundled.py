@@ -15,6 +15,7 @@ Names marked with (@) also exist in a single drawing style, as `NAME@STYLE`.
 `emoji-defects`   (@) drawings with masks; half of the validation and test images have a scratch or a stain
 `emoji-product`   (@) one drawing again and again, a little varied; half of the test images have a scratch or a stain
 `emoji-labels`    (@) scenes of one to four different things, labelled with all their names
+`emoji-boxes`     (@) scenes of one drawing, of up to four copies or of two, with questions where the things are
 `emoji-captions`  (@) pairs of a scene and a caption
 `emoji-records`   pairs of a drawing and its concept's name with misread letters, to be linked by concept
 `emoji-questions` (@) questions about scenes, see `adapt.data.emoji.questions`
@@ -61,6 +62,7 @@ _AT_STYLES = {  # which also exist in single styles: the module beside this one 
     "emoji-defects": "defects",
     "emoji-product": "defects",
     "emoji-labels": "questions",
+    "emoji-boxes": "questions",
 }
 
 

@@ -7,8 +7,8 @@ style.
 A scene's path is `SET.scenes!PART/NUMBER.png`; there are several questions about each scene. The answers are the
 classes, the same in every variant, with the same numbers.
 
-`emoji-captions`, `emoji-counts` and `emoji-labels` have the same two variants. An item's domain is the style, or "" if
-scenes mix styles.
+`emoji-boxes`, `emoji-captions`, `emoji-counts` and `emoji-labels` have the same two variants. An item's domain is the
+style, or "" if scenes mix styles.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from random import Random
 
+from adapt.common.grouping import grouped
 from adapt.data.decoding.files import zip_root
 from adapt.data.emoji import bundled, scenes
 from adapt.data.emoji.bundled import PARTS
@@ -39,6 +40,7 @@ _MADE = {
     "emoji-chats": (scenes.scenes, (450, 45, 90), (90, 15, 90)),
     "emoji-contrasts": (scenes.minimal_pairs, (450, 45, 90), (90, 15, 90)),
     "emoji-labels": (scenes.mixtures, (600, 80, 240), (120, 40, 240)),
+    "emoji-boxes": (scenes.scenes, (450, 45, 90), (90, 15, 90)),
 }
 
 
@@ -56,6 +58,10 @@ def read(spec: str) -> Split:
             yield Item.of(path=path, text=caption(scene, turned=number % 2 == 1), domain=style)
         elif base == "emoji-labels":  # shots are drawn by the first name: all are equally frequent
             yield Item.of(path=path, labels=tuple(concept.name for concept in scene.concepts), domain=style)
+        elif base == "emoji-boxes":
+            in_rows = sorted(scene.pieces, key=lambda piece: (piece.top >= scenes.SIDE // 2, piece.left))
+            for name, own in grouped((piece.drawing.concept.name, piece.box) for piece in in_rows).items():
+                yield Item.of(path=path, boxes=(name, own, (scenes.SIDE,) * 2), domain=style)
         elif scene.kind == "several":  # one to four copies of a drawing are counted; the group is the drawn concept
             count, concept = len(scene.pieces), scene.concepts[0].name
             yield Item.of(path=path, target=count, label=NUMBERS[count - 1], domain=style, group=concept)

@@ -51,6 +51,13 @@ class Piece(NamedTuple):
     side: int
     mirrored: bool
 
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The edges of what is drawn, without the paper around it: left, upper, right, lower, in pixels."""
+        drawn = _fitted(_cut_out(self.drawing.path)[1], self).point(lambda paper: 255 * (paper < 128))
+        left, top, right, bottom = drawn.getbbox() or (0, 0, self.side, self.side)
+        return self.left + left, self.top + top, self.left + right, self.top + bottom
+
 
 @dataclass(frozen=True)
 class Scene:

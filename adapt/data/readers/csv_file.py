@@ -85,7 +85,7 @@ def read_csv(
     source = os.fspath(path)
     folder = os.path.abspath(Path(source).parent if root is None else root)
     where = f"CSV {source!r}"
-    listed, problems = _listed(source, folder, columns)
+    listed, problems = listed_in(source, folder, columns)
     return without_rows(problems, lambda: split_of_lines(listed, where, source, folder, ratios, seed))
 
 
@@ -144,7 +144,7 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     errors of `read_csv`, and AdaptError for a line that is not a pair.
     """
     folder = os.path.abspath(Path(path).parent if root is None else root)
-    rows, problems = _listed(os.fspath(path), folder, {})
+    rows, problems = listed_in(os.fspath(path), folder, {})
     if problems:
         raise AdaptError(problems[0])
     items = [row.item for row in rows]
@@ -157,7 +157,7 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     return [(replace(item, turned=True), os.path.relpath(item.path, folder)) for item in items]
 
 
-def _listed(source: str, folder: str, columns: Mapping[str, str]) -> tuple[list[Listed], list[str]]:
+def listed_in(source: str, folder: str, columns: Mapping[str, str]) -> tuple[list[Listed], list[str]]:
     """Return the lines of a CSV file as items, each with its part of the split, and problems of the other lines."""
     where, problems = f"CSV {source!r}", list[str]()
     columns = {column: OTHER_WORDS.get(name, name) for column, name in columns.items()}
