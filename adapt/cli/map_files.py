@@ -17,12 +17,13 @@ from adapt.models.wrap import Model
 class MapFiles:
     """A new folder with two pictures of each map: its scores in 16 bits, and colours over what the backbone reads.
 
-    All images share one scale of colours, which is known when the last map is.
+    All images share one scale of colours, which is known when the last map is. With `explain`, maps are of what the
+    answer rests on, and colours go from 0 to the highest score of each image.
     """
 
-    def __init__(self, folder: Path, model: Model) -> None:
-        self._folder, self._preprocess = folder, model.backbone.preprocess
-        self._threshold = pixel_threshold(model)
+    def __init__(self, folder: Path, model: Model, explain: bool = False) -> None:
+        self._folder, self._preprocess, self._explain = folder, model.backbone.preprocess, explain
+        self._threshold = None if explain else pixel_threshold(model)
         self._written, self._middles = list[JsonObject](), list[float]()
 
     def write(self, name: str, prediction: Prediction) -> Prediction:
@@ -43,10 +44,14 @@ class MapFiles:
             return
         ends = ends_of_colour(self._middles, [told["highest"] for told in self._written], self._threshold)
         for told in self._written:
+            if self._explain:
+                ends = (0.0, told["highest"])
             with Image.open(told["scores"]) as scores, Image.open(told["overlay"]) as picture:
                 heat(picture, from_picture(scores, told), ends).save(told["overlay"])
         said = "colours compare these images with each other: the warmest pixels need not be defects"
         if self._threshold is not None:
             said = "colours begin where few good images have a pixel: about as many as may be called abnormal"
         said += ". `adapt eval` on images of known classes, or with masks, says whether maps can be trusted"
+        if self._explain:
+            said = "colours show where the answer becomes less sure if that part is covered, on a scale for each image"
         click.echo(said, err=True)

@@ -88,9 +88,15 @@ def predict(
     items: Annotated[bool, "Answer each folder of images as one item of several images."] = False,
     maps: Annotated[
         Path | None,
-        Option("New folder for pictures of where images look abnormal, by an adapter that tells.", metavar="FOLDER"),
+        Option(
+            "New folder for pictures of where images look abnormal, by an adapter that tells; with --explain, of what "
+            "the answers of any adapter rest on.",
+            metavar="FOLDER",
+        ),
     ] = None,
-    explain: Annotated[bool, "Show which descriptors of a class decided, for an adapter with some."] = False,
+    explain: Annotated[
+        bool, "Show which descriptors of a class decided, for an adapter with some; with --maps, where it looked."
+    ] = False,
     vocabulary_free: Annotated[
         Path | None,
         Option(
@@ -120,7 +126,8 @@ def predict(
     With --maps, each image gets two PNGs of the area that the backbone reads: 16-bit values of its pixels, whose scores
     are offset + scale * value, and colours over the image, on one scale for all images. An adapter with a threshold
     from good images leaves all below it without colour; without one, the less abnormal half has none, and some pixels
-    are warm even if no image has a defect.
+    are warm even if no image has a defect. With --explain, a score is how much the log-odds of the answer fall where
+    the image is covered, and each image has a scale of its own; that takes 81 passes more.
 
     With --csv, the columns are image, class and probability. --threshold adds a column answer, and --sets a column
     set, with names separated by bars. --top-k 2 adds class_2 and probability_2, and so on. A regression adapter adds a
@@ -144,6 +151,7 @@ def predict(
       adapt predict adapter.safetensors photo.png --classes "cat,dog,parrot"
       adapt predict adapter.safetensors photo.png --question "what is it?"
       adapt predict runs/described photo.png --explain --top-k 2
+      adapt predict runs/lora photos/ --explain --maps why
       adapt predict --vocabulary-free captions.safetensors photos/
     """
     if as_json and as_csv:
@@ -211,7 +219,7 @@ def predict(
                 from adapt.cli.map_files import MapFiles
 
                 models[0].check_query(query)
-                drawn = MapFiles(maps, models[0])
+                drawn = MapFiles(maps, models[0], explain)
             answers = _by_adapters(adapters, models, query, opened, len(files))
             if any(model.watch is not None for model in models):
                 from adapt.models import watch
@@ -293,7 +301,7 @@ def _by_adapters(
                 "each image is answered by itself; %s answers them as one set with --together", model.method.name
             )
     for answer in answers:
-        yield ((answer.prediction,), answer.reasons) if query.explain else ((answer,), ())
+        yield ((answer,), ()) if query.maps or not query.explain else ((answer.prediction,), answer.reasons)
 
 
 def _adapters(first: Path, images: Sequence[Path]) -> list[Path]:

@@ -347,6 +347,16 @@ class ImageModel(Adapted[E]):
         maps = [each.map.scores for each in self.ask(images, Query(maps=True), batch_size, urls=urls)]
         return torch.stack(maps) if maps else torch.empty(0, 1, 1)
 
+    def decisive_maps(self, images: object, batch_size: int = 64, *, urls: bool = False) -> Tensor:
+        """Return how much less sure the answers are where images are covered, `(n, h, w)` on the CPU (see `occlusion`).
+
+        `images` is as in `predict`; each takes 82 passes. Raises AdaptError in the cases that `predict` lists, and for
+        a model that reads no pixels, or views of an image.
+        """
+        query = Query(maps=True, explain=True)
+        maps = [each.map.scores for each in self.ask(images, query, batch_size, urls=urls)]
+        return torch.stack(maps) if maps else torch.empty(0, 1, 1)
+
     def logits_and_maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits `(b, n_classes)`, and anomaly maps `(b, h, w)` on the CPU, for images `(b, 3, h, w)`."""
         return self._logits_and_maps(ImageStep(self, pixels))
@@ -372,6 +382,10 @@ class ImageModel(Adapted[E]):
         self._check_classes()
         if query.items:
             self.check_takes_bags()
+        if query.maps and query.explain:
+            from adapt.models.occlusion import check_covers
+
+            return check_covers(self)
         if query.maps:
             normal_label(self.method, self.class_names)
         if (query.together and query.sets is None) or query.explain:
@@ -385,7 +399,7 @@ class ImageModel(Adapted[E]):
         return None if grading is None else grading.score(logits)
 
     def _predictions(self, pixels: Tensor | BlockInputs, query: Query) -> Iterator[Any]:
-        if query.explain:
+        if query.explain and not query.maps:
             from adapt.models import answer
 
             return answer.explanations(self, pixels, query)
@@ -393,7 +407,14 @@ class ImageModel(Adapted[E]):
         if watch is not None and watch.features is not None:  # whose method answers from features alone
             frozen = self.backbone_features(pixels)
         step = ImageStep(self, pixels if frozen is None or query.maps else Encoded(frozen))
-        logits, maps = self._logits_and_maps(step) if query.maps else (self.answers.of(step), None)
+        if query.maps and not query.explain:
+            logits, maps = self._logits_and_maps(step)
+        else:
+            logits, maps = self.answers.of(step), None
+            if query.maps:
+                from adapt.models.occlusion import rests_on
+
+                maps = rests_on(self, step.images, logits.argmax(-1))
         features, numbers = step.features if query.features else None, self.grades(logits)
         draws = trait(self.method, DrawsMaps)
         p_values = None if draws is None else draws.p_values(step)

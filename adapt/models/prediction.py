@@ -115,7 +115,7 @@ class Disagreement(NamedTuple):
 
 
 class Map(NamedTuple):
-    """Where an image looks abnormal: scores `(h, w)` of the pixels `(3, h, w)` that the backbone reads, on the CPU."""
+    """Scores `(h, w)` of the pixels `(3, h, w)` that the backbone reads, on the CPU: how abnormal, or how decisive."""
 
     scores: Tensor
     pixels: Tensor
@@ -163,7 +163,7 @@ class Prediction:
     p_value: float | None = None
     """The share of good images that score as high as this one, at most, by a method that learned from good images."""
     map: Map | None = field(default=None, compare=False, repr=False)
-    """Where the image looks abnormal, if wanted."""
+    """Where the image looks abnormal, or what the answer rests on, if wanted."""
     drawn: JsonObject | None = field(default=None, compare=False)
     """What is told of the map: its pictures, and by which `scale` and `offset` values of one are scores."""
     boxes: tuple[NamedBox, ...] | None = None
@@ -203,7 +203,8 @@ class Query:
     `sets` is the level of the sets of classes, or intervals of numbers, that are wanted. By default each image is
     answered by itself. `items` are sequences of images of one thing, and `together` makes all images one set, or sets
     of about `at_a_time` images.
-    `explain` asks for an `Explanation` of each prediction, and `maps` for the map of each image.
+    `explain` asks for an `Explanation` of each prediction, and `maps` for the map of each image: where it looks
+    abnormal or, with `explain`, what the answer rests on.
 
     Raises AdaptError for a `top_k` below 1, for a `threshold` outside [0, 1], for `sets` outside (0, 1), for sets
     beside a threshold, which has no guarantee, or of images that are answered some at a time, and for maps of images
@@ -222,10 +223,8 @@ class Query:
     maps: bool = False
 
     def __post_init__(self) -> None:
-        if self.maps and (self.items or self.together or self.explain):
-            raise AdaptError(
-                "maps are of each image by itself: leave out items, together and explain, or leave out maps"
-            )
+        if self.maps and (self.items or self.together):
+            raise AdaptError("maps are of each image by itself: leave out items and together, or leave out maps")
         if self.sets is not None:
             check_level(self.sets)
             if self.at_a_time is not None or self.explain or self.threshold is not None:

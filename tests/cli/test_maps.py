@@ -57,9 +57,26 @@ def test_nothing_is_written_over_and_only_maps_are_drawn(run, adapter: Path, pho
     assert "zero_shot classifies images and draws no anomaly maps" in result.stderr
     result = run("predict", adapter, photos, "--maps", tmp_path / "heat", "--items")
     assert (result.exit_code, "--maps takes a single adapter and single images" in result.stderr) == (2, True)
-    result = run("predict", adapter, photos, "--maps", tmp_path / "heat", "--explain")
-    assert (result.exit_code, "maps are of each image by itself" in result.stderr) == (2, True)
     assert not (tmp_path / "heat").exists()
+
+
+def test_what_the_answers_of_any_adapter_rest_on(run, model_folder: Path, photos: Path, tmp_path: Path) -> None:
+    model = adapt.wrap(adapt.load_backbone(str(model_folder)), adapt.methods.ZeroShot(), ("cat", "dog"))
+    adapter, out = model.save(tmp_path / "plain.safetensors"), tmp_path / "why"
+    result = run("predict", adapter, photos / "test", "--explain", "--maps", out, "--json")
+    assert result.exit_code == 0, result.output
+    assert "colours show where the answer becomes less sure if that part is covered" in result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    expected = adapt.load(adapter).decisive_maps([row["image"] for row in rows])
+    for row, scores in zip(rows, expected, strict=True):
+        own = row["map"]
+        with Image.open(own["scores"]) as picture:
+            written = own["offset"] + own["scale"] * np.asarray(picture)
+        assert np.abs(written - scores.numpy()).max() <= own["scale"] / 2 + 1e-5
+        y, x = np.unravel_index(int(scores.argmax()), scores.shape)
+        with Image.open(own["overlay"]) as picture:
+            red, _, blue = picture.convert("RGB").getpixel((int(x), int(y)))
+        assert red > blue
 
 
 def test_good_images_give_a_threshold_to_maps_and_predictions(run, model_folder: Path, tmp_path: Path) -> None:
