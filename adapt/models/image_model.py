@@ -385,10 +385,10 @@ class ImageModel(Adapted[E]):
         if query.maps and query.explain:
             from adapt.models.occlusion import check_covers
 
-            return check_covers(self)
-        if query.maps:
+            check_covers(self)
+        elif query.maps:
             normal_label(self.method, self.class_names)
-        if (query.together and query.sets is None) or query.explain:
+        elif (query.together and query.sets is None) or query.explain:
             from adapt.models import answer
 
             (answer.check_together if query.together else answer.check_descriptors)(self)
