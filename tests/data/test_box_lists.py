@@ -153,10 +153,10 @@ def test_crowds_are_numbers_however_they_are_written(folder: Path) -> None:
 
 
 def test_numbers_that_are_too_large_and_other_tasks_are_refused(folder: Path) -> None:
-    with pytest.raises(AdaptError, match="annotation 1 is .*OverflowError"):
+    with pytest.raises(AdaptError, match=r"annotation 1 is .*OverflowError"):
         load(_coco(folder, lambda content: content["annotations"][0].update(bbox=[10**400, 0, 1, 1])))
     (folder / "data.yaml").write_text("train: 5\nnames: [red]\n")
-    with pytest.raises(AdaptError, match="folder '.*/5' cannot be read"):
+    with pytest.raises(AdaptError, match=r"folder '.*/5' cannot be read"):
         load(f"yolo:{folder / 'data.yaml'}")
     (folder / "list.csv").write_text("path,labels,x0,y0,x1,y1\na.png,red|blue,0,0,9,9\n")
     with pytest.raises(AdaptError, match="several classes per image, or none; expected one class in the column label"):
