@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import ceil, floor
 from typing import NamedTuple
@@ -45,6 +46,8 @@ class BoxForm:
     """Finds a box that the family wrote: four numbers, and the group `name` if it has a name."""
     between: str = ", "
     around: str = "{}"
+    quoted: bool = False
+    """Whether the name of a box is a string of JSON."""
     none: str = "nothing"
     """The answer if there is no box."""
     question: str = "where is the {}?"
@@ -60,7 +63,7 @@ class BoxForm:
     def write(self, name: str, boxes: Sequence[Edges], size: Size, seen: Size) -> str:
         """Return the words of an answer with `boxes` of the thing `name` in a picture of `size`, seen as `seen`."""
         scale, shift = self._scale(size, seen)
-        written = []
+        name, written = json.dumps(name, ensure_ascii=False) if self.quoted else name, []
         for box in boxes:
             values = [(edge + shift[at % 2]) * scale[at % 2] for at, edge in enumerate(box)]
             written.append(self.box.format(*(self._number(values[at], at >= 2) for at in self.places), name=name))
@@ -78,6 +81,8 @@ class BoxForm:
         found = []
         for match in own or (() if strict or self.rounding == "within" else _FOUR.finditer(answer)):
             name, box = match.groupdict().get("name") or "", [0.0] * 4
+            with suppress(ValueError):  # escapes that JSON does not have
+                name = json.loads(name) if self.quoted and name else name
             numbers = [match[at] for at in range(1, match.re.groups + 1) if at != match.re.groupindex.get("name")]
             for text, at in zip(numbers, self.places, strict=True):
                 box[at] = self._value(text, at >= 2) / scale[at % 2] - shift[at % 2]
@@ -116,8 +121,9 @@ IN_WORDS = BoxForm(
     "{}, {}, {}, {}", r"\s*,\s*".join([_COLUMN] * 4), between=". ", around="{}.", units=64, rounding="within"
 )
 _JSON = BoxForm(
-    '{{"bbox_2d": [{}, {}, {}, {}], "label": "{name}"}}',
-    rf'"bbox_2d":\s*\[{_N},\s*{_N},\s*{_N},\s*{_N}\](?:,\s*"label":\s*"(?P<name>[^"]*)")?',
+    '{{"bbox_2d": [{}, {}, {}, {}], "label": {name}}}',
+    rf'"bbox_2d":\s*\[{_N},\s*{_N},\s*{_N},\s*{_N}\](?:,\s*"label":\s*(?P<name>"(?:[^"\\]|\\.)*"))?',
+    quoted=True,
     around="```json\n[{}]\n```",
     none="```json\n[]\n```",
     question="Locate every {} in the image, and output the coordinates in JSON format.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from adapt.common.plain import JsonObject
 from adapt.evaluation.maps import as_picture, ends_of_colour, from_picture, heat, pixel_threshold
 from adapt.models.prediction import Prediction
 from adapt.models.wrap import Model
+
+_LONGEST = 200  # bytes of an image's name, beside which there is room for a number and a suffix
 
 
 class MapFiles:
@@ -30,6 +33,7 @@ class MapFiles:
         """Write the map of a prediction for the image `name`, and return the prediction with what is told of it."""
         assert prediction.map is not None
         self._folder.mkdir(parents=True, exist_ok=bool(self._written))
+        name = os.fsencode(name)[:_LONGEST].decode(errors="ignore")
         scores, overlay = (self._folder / f"{len(self._written):05}_{name}{end}" for end in (".scores.png", ".png"))
         picture, told = as_picture(prediction.map.scores, self._threshold)
         picture.save(scores)

@@ -145,9 +145,9 @@ class ServedAdapters:
     def load(self, path: str, name: str | None = None) -> str:
         """Load the adapter at `path` in the server's folder, and return the name under which the adapter is served.
 
-        The name is `name`, or the adapter's own name by default. Raises NotAllowed without a folder, for a `path`
-        outside the folder, a backbone that is not downloaded, or too many classes, and TooManyAdapters if the server is
-        full.
+        The name is `name`, or the adapter's own name by default. The first of a server becomes its default. Raises
+        NotAllowed without a folder, for a `path` outside the folder, a backbone that is not downloaded, or too many
+        classes, and TooManyAdapters if the server is full.
         """
         place = self._within(path)
         name = _checked(name_of_adapter(place) if name is None else name)
@@ -163,7 +163,7 @@ class ServedAdapters:
                     f"{brief(place.name)} has {count:,} classes, and requests may load adapters with at most "
                     f"{_MOST_CLASSES:,}: start the server with it"
                 )
-            self.now = Served(self.now.models | {name: apart(self._loaded, place)}, self.now.default)
+            self.now = Served(self.now.models | {name: apart(self._loaded, place)}, self.now.default or name)
         return name
 
     def unload(self, name: str) -> None:

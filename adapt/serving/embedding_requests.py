@@ -173,6 +173,8 @@ class Embeddings:
         index, model = self._adapters.index(asked.index)
         if not asked.input:
             raise HTTPException(422, "there is nothing to search for: give a text or an image as input")
+        if asked.text is None and "share" in asked.model_fields_set:
+            raise HTTPException(422, "share is of the way to a text, but there is none: give text, or leave share out")
         if asked.text is not None:
             if any(isinstance(part, TextPart) for part in asked.input):
                 raise HTTPException(422, "text changes images, but input has a text: leave one of them out")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import tiny_natives
 
@@ -29,7 +31,7 @@ def test_a_box_is_written_and_read_by_family(family: str) -> None:
     assert written == WRITTEN[family]
     [found] = form.read(written, SIZE, SEEN, strict=True) or ()
     assert found.edges == pytest.approx(BOX, abs=0.2)
-    assert found.name == ("dog" if "{name}" in form.box else "")
+    assert found.name == ("dog" if "{name" in form.box else "")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -77,3 +79,12 @@ def test_qwen_counts_the_pixels_of_the_picture_as_resized() -> None:
     [found] = backbone.found(chat.answer, (100, 50)) or ()
     assert found.edges == pytest.approx((0, 0, 100, 25), abs=2)
     assert tiny_natives.backbone("paligemma").located("dog", [], (100, 50)).question.turns[0].text == "detect dog"
+
+
+@pytest.mark.parametrize("name", ['5" pipe', "a\\b", "größe"])
+def test_names_in_json_are_strings_of_json(name: str) -> None:
+    form = OF_FAMILY["qwen3_vl"]
+    answer = form.write(name, [BOX], SIZE, SIZE)
+    [told] = json.loads(answer.removeprefix("```json").removesuffix("```"))
+    assert told["label"] == name
+    assert [box.name for box in form.read(answer, SIZE, SIZE) or ()] == [name]

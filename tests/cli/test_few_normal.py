@@ -143,3 +143,19 @@ def test_figures_of_maps_are_refused_where_there_are_none(run, mvtec: Path, mode
     shutil.rmtree(mvtec / "grid" / "ground_truth")
     result = run("few-normal", "patch_memory", "--data", f"defects:{mvtec / 'grid'}", *options)
     assert (result.exit_code, "has a mask: add masks of its defects" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (b"candle,valid,normal,candle/a.png,", "line 2 has the split 'valid'; expected train, val, test"),
+        (b"caf\xe9,train,normal,a.png,", "it is not UTF-8"),
+        (b"candle,train,normal,../../a.png,", "is not under the root"),
+    ],
+)
+def test_lists_of_visa_that_cannot_be_read_are_refused(tmp_path: Path, row: bytes, message: str) -> None:
+    (tmp_path / "candle").mkdir()
+    (tmp_path / "split_csv").mkdir()
+    (tmp_path / "split_csv" / "1cls.csv").write_bytes(b"object,split,label,image,mask\n" + row + b"\n")
+    with pytest.raises(AdaptError, match=message):
+        load(f"defects:{tmp_path / 'candle'}")

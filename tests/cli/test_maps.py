@@ -102,3 +102,12 @@ def test_good_images_give_a_threshold_to_maps_and_predictions(run, model_folder:
     plain = model.backbone.preprocess.placing()(open_image(pictures / "known.png"))
     assert ImageChops.difference(known, plain.resize(known.size)).getbbox() is None  # no colour at all
     assert ImageChops.difference(strange, strange.convert("L").convert("RGB")).getbbox() is not None
+
+
+def test_a_map_of_an_image_with_a_long_name_has_a_shorter_one(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
+    image = tmp_path / f"{'é' * 125}.png"  # 254 bytes, to which a number and a suffix are too many
+    image.write_bytes(next(photos.rglob("*.png")).read_bytes())
+    result = run("predict", adapter, image, "--maps", tmp_path / "heat")
+    assert result.exit_code == 0, result.output
+    names = {f"00000_{'é' * 100}{end}" for end in (".png", ".scores.png")}
+    assert {each.name for each in (tmp_path / "heat").iterdir()} == names

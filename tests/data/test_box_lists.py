@@ -113,6 +113,56 @@ def test_unknown_ids_and_images_of_another_size_are_refused(folder: Path) -> Non
         load(_coco(folder, lambda content: content["images"][1].update(width=20, height=21)))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (None, "is None; expected text"),
+        (True, "is True; expected text"),
+        (["a"], "is ['a']; expected"),
+        (" ", "is empty"),
+    ],
+)
+def test_names_are_words_whose_spaces_do_not_count(folder: Path, name: object, message: str) -> None:
+    def rename(content: Any) -> None:
+        content["categories"][0]["name"] = name
+
+    with pytest.raises(AdaptError, match=re.escape(f"annotation 1: the name of what is in the box {message}")):
+        load(_coco(folder, rename))
+    split = load(_coco(folder, lambda content: content["categories"].append({"id": 2, "name": "\nbig  red "})))
+    assert split.class_names == ("blue", "red")
+    split = load(_coco(folder, lambda content: content["categories"][0].update(name="\nbig  red ")))
+    assert split.class_names == ("big red", "blue")
+
+
+def test_what_is_listed_twice_is_refused(folder: Path) -> None:
+    """The second category of an id, another list of an image's boxes, and one image of a CSV in two parts."""
+    with pytest.raises(AdaptError, match="category 2: the id 1 is there twice"):
+        load(_coco(folder, lambda content: content["categories"][1].update(id=1)))
+    with pytest.raises(AdaptError, match=r"a\.png' is there twice: list an image once, with all its boxes"):
+        load(f"boxes:{_coco(folder, lambda content: content['images'][2].update(file_name='./a.png'))}")
+    (folder / "list.csv").write_text("path,label,split,x0,y0,x1,y1\na.png,red,train,0,0,9,9\na.png,red,test,9,0,20,9\n")
+    with pytest.raises(AdaptError, match="the image is in two parts, 'train' and 'test': keep it in one"):
+        load(f"boxes:{folder / 'list.csv'}")
+
+
+def test_crowds_are_numbers_however_they_are_written(folder: Path) -> None:
+    split = load(
+        f"boxes:{_coco(folder, lambda content: [each.update(iscrowd='0') for each in content['annotations']])}"
+    )
+    assert len(_asked(split)) == 5  # with the box around the crowd
+
+
+def test_numbers_that_are_too_large_and_other_tasks_are_refused(folder: Path) -> None:
+    with pytest.raises(AdaptError, match=r"annotation 1 is .*OverflowError"):
+        load(_coco(folder, lambda content: content["annotations"][0].update(bbox=[10**400, 0, 1, 1])))
+    (folder / "data.yaml").write_text("train: 5\nnames: [red]\n")
+    with pytest.raises(AdaptError, match=r"folder '.*/5' cannot be read"):
+        load(f"yolo:{folder / 'data.yaml'}")
+    (folder / "list.csv").write_text("path,labels,x0,y0,x1,y1\na.png,red|blue,0,0,9,9\n")
+    with pytest.raises(AdaptError, match="several classes per image, or none; expected one class in the column label"):
+        load(f"boxes:{folder / 'list.csv'}")
+
+
 @pytest.mark.parametrize("held", range(1, 9))
 def test_boxes_turn_with_the_photograph(folder: Path, held: int) -> None:
     """A green patch stays in its box, whether that is of the stored picture or of the upright one."""

@@ -98,6 +98,7 @@ def test_eight_at_once_find_what_one_finds(served: ServedAdapters, folder: Path)
         ({"index": "text", "input": "red"}, 404, "there is no index 'text'; did you mean 'texts'"),
         ({"index": "texts", "input": []}, 422, "there is nothing to search for: give a text or an image"),
         ({"index": "texts", "input": "red", "text": "at night"}, 422, "text changes images, but input has a text"),
+        ({"index": "texts", "input": "red", "share": 0.9}, 422, "share is of the way to a text, but there is none"),
         ({"index": "texts", "input": "red", "top_k": 0}, 422, "top_k"),
         ({"index": "texts", "input": ["red"] * 5}, 422, "5 texts and images were sent; expected at most 4"),
         ({"index": "texts", "input": " "}, 422, "a text has 1 characters"),
@@ -132,11 +133,18 @@ def test_indexes_share_the_backbone_of_an_adapter(folder: Path, open_clip: Any, 
     assert post(served, index="bare", input=ENTRIES[0], top_k=1).json()["results"][0][0]["entry"] == ENTRIES[0]
 
 
-def test_a_server_of_indexes_alone_classifies_nothing(served: ServedAdapters, folder: Path) -> None:
+def test_a_server_of_indexes_alone_classifies_by_what_is_loaded(
+    served: ServedAdapters, folder: Path, open_clip: Any, saved: Path
+) -> None:
     with TestClient(create_app(served)) as client:
         image = base64.b64encode((folder / "1.png").read_bytes()).decode()
         answer = client.post("/predict", json={"images": [image]})
         assert (answer.status_code, "send images and texts to /search" in answer.text) == (404, True)
         assert client.get("/v1/models").json()["data"] == client.get("/adapters").json() == []
+    emptied = ServedAdapters([], folder=saved, backbone=open_clip, indexes=[f"{folder}/texts.safetensors"])
+    with TestClient(create_app(emptied)) as client:
+        assert client.post("/adapters", json={"path": "coop.safetensors"}).status_code == 200
+        answer = client.post("/predict", json={"images": [image]})
+        assert (answer.status_code, '"adapter":"coop"' in answer.text) == (200, True)
     with pytest.raises(AdaptError, match="there is nothing to serve"):
         ServedAdapters([])

@@ -63,8 +63,11 @@ class _Picture:
                 )
             return cls(path, part, upright, turned=orientation(image) if stated == stored else 1)
 
-    def add(self, name: str, edges: Sequence[float]) -> None:
-        """Add a box. Raises AdaptError if it is empty, swapped, outside the image, or no number."""
+    def add(self, name: object, edges: Sequence[float]) -> None:
+        """Add a box. Raises AdaptError if it is empty, swapped, outside the image, or no number, or if it has no name.
+
+        Names are text or numbers, in which white space of any kind and length is one space.
+        """
         width, height = size = self.size[::-1] if self.turned > 4 else self.size
         box = [min(max(edge, 0.0), side) for edge, side in zip(edges, size * 2, strict=True)]
         if not (box[0] < box[2] and box[1] < box[3] and all(abs(a - b) <= _SLACK for a, b in zip(box, edges))):
@@ -72,9 +75,11 @@ class _Picture:
                 f"the box has x from {edges[0]:g} to {edges[2]:g} and y from {edges[1]:g} to {edges[3]:g}; expected "
                 f"0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}, the size of {self.path!r}"
             )
-        if not name:
+        if isinstance(name, bool) or not isinstance(name, str | int | float):
+            raise AdaptError(f"the name of what is in the box is {brief(name)}; expected text: put it in quotes")
+        if not (words := " ".join(str(name).split())):
             raise AdaptError("the name of what is in the box is empty: fill it in")
-        self.things.append((name, turned_edges((box[0], box[1], box[2], box[3]), size, self.turned)))
+        self.things.append((words, turned_edges((box[0], box[1], box[2], box[3]), size, self.turned)))
 
 
 @contextmanager
@@ -84,7 +89,7 @@ def _row(problems: list[str], where: str, row: object) -> Iterator[None]:
         yield
     except AdaptError as error:
         problems.append(f"{where}: {error}")
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         problems.append(f"{where} is {brief(row)}, which cannot be read ({type(error).__name__}: {error})")
 
 
@@ -95,12 +100,14 @@ def _coco(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
         content = json.loads(read_text(source))
     match content:
         case {"images": [*images], "annotations": [*annotations], "categories": [*categories]}:
-            names, pictures = dict[object, str](), dict[object, _Picture]()
+            names, pictures = dict[object, object](), dict[object, _Picture]()
         case _:
             raise AdaptError(f"{where} has {brief(content)}; expected the lists images, annotations and categories")
     for at, row in enumerate(categories, 1):
         with _row(problems, f"{where} category {at}", row):
-            names[row["id"]] = str(row["name"])
+            if row["id"] in names:
+                raise AdaptError(f"the id {row['id']} is there twice: give each category an id of its own")
+            names[row["id"]] = row["name"]
     for at, row in enumerate(images, 1):
         with _row(problems, line := f"{where} image {at}", row):
             if row["id"] in pictures:
@@ -109,7 +116,7 @@ def _coco(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
             pictures[row["id"]] = _Picture.opened(path, "", (row["width"], row["height"]))
     for at, row in enumerate(annotations, 1):
         with _row(problems, f"{where} annotation {at}", row):
-            if row.get("iscrowd"):
+            if int(row.get("iscrowd") or 0):
                 continue
             if "bbox" in row:
                 x, y, width, height = map(float, row["bbox"])
@@ -133,7 +140,7 @@ def _yolo(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
     folder, pictures = root or os.path.join(os.path.dirname(source), str(content.get("path") or "")), list[_Picture]()
     folder = os.path.abspath(folder)
     for part, given in ((part, content.get(part) or []) for part in parts.NAMES):
-        for own in [given] if isinstance(given, str) else given:
+        for own in given if isinstance(given, list) else [given]:
             start = under(folder, str(own).removeprefix("../"), f"{where} {part}")  # which some programs write
             listed = [under(folder, line, start) for _, line in numbered_lines(start)] if start.endswith(".txt") else ()
             for path in listed or images_in(start):
@@ -149,7 +156,7 @@ def _yolo(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
                                 edges: Edges = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
                             else:
                                 edges = _bounds(values)
-                            picture.add(str(names[int(key)]), [a * b for a, b in zip(edges, picture.size * 2)])
+                            picture.add(names[int(key)], [a * b for a, b in zip(edges, picture.size * 2)])
     return pictures
 
 
@@ -191,9 +198,15 @@ def _csv(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
     for item, part, _ in rows:
         path, box = parted(item.path)
         with _row(problems, f"CSV {source!r}", item.path):
+            has_none = part == parts.UNLABELLED
+            if not has_none and item.task.name != "classes":
+                raise AdaptError(f"it has {item.task.title}; expected one class in the column label")
+            own = bare if has_none else part
             if path not in pictures:
-                pictures[path] = _Picture.opened(path, bare if part == parts.UNLABELLED else part)
-            if part != parts.UNLABELLED:
+                pictures[path] = _Picture.opened(path, own)
+            if pictures[path].part != own:
+                raise AdaptError(f"the image is in two parts, {pictures[path].part!r} and {own!r}: keep it in one")
+            if not has_none:
                 pictures[path].add(item.answer, box or (0, 0, *pictures[path].size))
     return [*pictures.values()]
 
@@ -219,6 +232,10 @@ def read_boxes(spec: str, root: str | None = None, ratios: Sequence[float] = par
     prefix = next((prefix for prefix in _FORMATS if inner.startswith(prefix)), "")
     source, problems, rows = inner.removeprefix(prefix), list[str](), list[Listed]()
     pictures = _FORMATS.get(prefix, _csv)(source, root, problems)
+    first = {(picture.path, picture.part): picture for picture in reversed(pictures)}
+    twice = [picture for picture in pictures if first[picture.path, picture.part] is not picture]
+    problems += [f"{spec!r}: {each.path!r} is there twice: list an image once, with all its boxes" for each in twice]
+    pictures = [picture for picture in pictures if first[picture.path, picture.part] is picture]
     names = sorted({name for picture in pictures for name, _ in picture.things})
     if not names:
         raise InconsistentError([*problems, f"{spec!r} has no box that can be used"], None, len(problems))

@@ -9,11 +9,12 @@ import os
 from pathlib import Path
 
 from adapt.common.errors import AdaptError
+from adapt.data.decoding.files import under
 from adapt.data.decoding.masks import NORMAL
 from adapt.data.readers import parts
 from adapt.data.readers.base import FolderReader
 from adapt.data.readers.folder import images_in, subfolders
-from adapt.data.readers.lines import csv_reader
+from adapt.data.readers.lines import csv_reader, readable
 from adapt.data.readers.rows import listed, to_split
 from adapt.data.split import Split
 
@@ -73,8 +74,8 @@ def objects_in(folder: str) -> list[str]:
 def _listed_object(whole: str, name: str) -> Split:
     rows = [
         listed(
-            os.path.join(whole, image),
-            {"label": NORMAL if kind == NORMAL else ABNORMAL, "mask": os.path.join(whole, mask) if mask else ""},
+            under(whole, image, _LIST),
+            {"label": NORMAL if kind == NORMAL else ABNORMAL, "mask": under(whole, mask, _LIST) if mask else ""},
             part,
         )
         for thing, part, kind, image, mask in _rows_of(whole)
@@ -90,9 +91,12 @@ def _listed_object(whole: str, name: str) -> Split:
 def _rows_of(whole: str) -> list[list[str]]:
     """Return object, part, kind, image and mask of each line of VisA's list."""
     path = os.path.join(whole, _LIST)
-    rows = [list(row.values()) for row in csv_reader(path)]
+    with readable(f"CSV {path!r}"):
+        rows = [list(row.values()) for row in csv_reader(path)]
     if wrong := next((number for number, row in enumerate(rows, 2) if len(row) != 5 or None in row), None):
         raise AdaptError(f"{path} line {wrong} does not have the five columns object, split, label, image and mask")
+    if other := next((number for number, row in enumerate(rows, 2) if row[1] not in parts.NAMES), None):
+        raise AdaptError(f"{path} line {other} has the split {rows[other - 2][1]!r}; expected {', '.join(parts.NAMES)}")
     return rows
 
 
