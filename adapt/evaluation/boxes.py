@@ -31,11 +31,9 @@ _ROUNDING = 1e-10
 
 def overlaps(boxes: Sequence[Edges], others: Sequence[Edges]) -> Tensor:
     """Return the intersection over union `(n, m)` of boxes and others, 0 for boxes without an area."""
-    one, other = (torch.tensor([*each], dtype=torch.double).view(-1, 4) for each in (boxes, others))
-    low, high = torch.maximum(one[:, None, :2], other[:, :2]), torch.minimum(one[:, None, 2:], other[:, 2:])
-    shared = (high - low).clamp(min=0).prod(-1)
-    areas = (one[:, 2:] - one[:, :2]).prod(-1)[:, None] + (other[:, 2:] - other[:, :2]).prod(-1)
-    return shared / (areas - shared).clamp(min=_ROUNDING)
+    from torchvision.ops import box_iou
+
+    return box_iou(*(torch.tensor([*each], dtype=torch.double).view(-1, 4) for each in (boxes, others))).nan_to_num()
 
 
 def matched(shared: Tensor, least: float = 0.0) -> list[float]:
@@ -117,8 +115,6 @@ class BoxScores(QuestionScores):
     def figures(self) -> JsonObject:
         hits, found, true = sum(self._hits), sum(len(each or ()) for each in self.found), sum(map(len, self.boxes))
         return super().figures() | {
-            "main": self.main,
-            "main_title": self.main_title,
             "mean_iou": float(self.merits.mean()),
             "readable": sum(each is not None for each in self.found) / self.images,
             "precision": hits / found if found else float(not true),

@@ -182,13 +182,12 @@ def f1_max(scores: Tensor, positive: Tensor) -> float | None:
 
     The threshold is chosen by the images that are measured, so that this is not the quality of a decision.
     """
+    from sklearn.metrics import precision_recall_curve
+
     if not positive.any():
         return None
-    ordered, order = scores.sort(descending=True)
-    last = torch.cat([ordered[1:] != ordered[:-1], torch.tensor([True])])  # of the images with the same score
-    found = positive[order].cumsum(0)
-    called = torch.arange(1, len(scores) + 1)
-    return float((2 * found / (called + found[-1]))[last].max())
+    precision, recall, _ = precision_recall_curve(positive.numpy(), scores.numpy())
+    return float((2 * precision * recall / (precision + recall).clip(1e-12)).max())
 
 
 def region_overlap(maps: Tensor, masks: Tensor, most_false: float = MOST_FALSE) -> float | None:
