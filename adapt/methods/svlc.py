@@ -27,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from adapt.common.shown import brief
 from adapt.methods.base import PairStep, Terms, Training, contrast
@@ -97,19 +96,18 @@ class SVLC(LoRA[PairStep]):
         if not isinstance(step, PairStep):
             return super().loss(step)
         drawn = [[self.twin(text) for _ in range(self.config.negatives)] for text in step.texts]
-        twins = {place: [*dict.fromkeys(filter(None, own))] for place, own in enumerate(drawn) if any(own)}
+        twins = [(place, twin) for place, own in enumerate(drawn) for twin in dict.fromkeys(filter(None, own))]
         right = [other or text for other, text in zip(step.rephrased, step.texts)] if any(step.rephrased) else []
-        made = [twin for own in twins.values() for twin in own]
-        every = step.model.encode_texts([*step.texts, *made, *right])
-        texts, wrong, rephrased = every.split([len(step.texts), len(made), len(right)])
+        every = step.model.encode_texts([*step.texts, *(twin for _, twin in twins), *right])
+        texts, wrong, rephrased = every.split([len(step.texts), len(twins), len(right)])
         step.text_features = texts  # stored for later use
         logits, others = step.without_same(step.cosine_logits(texts)), step.cosine_logits(wrong)
         terms = {"cross_entropy": contrast(logits, others if self.config.twins_for_all else None)}
         if twins:
-            own = others[list(twins)].split([len(own) for own in twins.values()], dim=1)
-            wrong = pad_sequence([rows[place] for place, rows in enumerate(own)], True, -torch.inf)
-            twins_loss = wrong_twins(logits.diagonal()[list(twins)], wrong)
-            terms["twins"] = self.config.negative_weight * twins_loss
+            of = torch.tensor([place for place, _ in twins], device=others.device)
+            own = others.masked_fill(of != torch.arange(len(texts), device=of.device)[:, None], -torch.inf)
+            among = torch.cat([logits.diagonal()[:, None], own], dim=-1)[of.unique()].float()
+            terms["twins"] = self.config.negative_weight * -among.log_softmax(-1)[:, 0].mean()
         if right:
             of_images, of_texts = (step.cosine_logits(rephrased, features) for features in (step.features, texts))
             masked = step.without_same(of_images), step.without_same(of_texts)
@@ -141,12 +139,6 @@ class SVLC(LoRA[PairStep]):
             for kind, listed in self.config.words.items()
             for match in re.finditer(rf"\b(?:{'|'.join(map(re.escape, listed))})\b", text, flags=re.IGNORECASE)
         ]
-
-
-def wrong_twins(right: Tensor, wrong: Tensor) -> Tensor:
-    """Return the mean cross-entropy of captions' logits `(m,)` against the negatives' logits, `(m,)` or `(m, k)`."""
-    logits = torch.cat([right[:, None], wrong.reshape(len(right), -1)], dim=-1)
-    return -logits.float().log_softmax(-1)[:, 0].mean()
 
 
 def in_other_words(of_images: Tensor, of_texts: Tensor, symmetric: bool = False) -> Tensor:

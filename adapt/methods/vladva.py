@@ -59,7 +59,6 @@ class VladVA(SVLC):
     name = "vladva"
     title = "VladVA, our reading (Ouali et al., CVPR 2025)"
     Config = VladVAConfig
-    tasks = frozenset({"classes", "pairs", "records"})
     learns_any_step = True
     reads = frozenset({"images"})
     example = {"rank": 2}
