@@ -136,12 +136,9 @@ class Locality(LearnsAside, LoRA[ImageStep], Reports):
         Targets are outputs of the last block but `skip_blocks`, through the final norm, of images in which hidden
         patches are 0.
         """
-        skipped, [norm] = self.config.skip_blocks, self._norm
-        last, first_skipped = (f"vision.{self._blocks - each}" for each in (1, max(1, skipped)))
-        images = hidden(step.images, masks).flatten(0, 1)
-        pairs = step.model.frozen_blocks(images, list(dict.fromkeys((first_skipped, last))))
-        after = pairs[last][1]
-        taken = pairs[first_skipped][0] if skipped else after
+        last, rebuilt = (f"vision.{self._blocks - 1 - skipped}" for skipped in (0, self.config.skip_blocks))
+        pairs = step.model.frozen_blocks(hidden(step.images, masks).flatten(0, 1), sorted({last, rebuilt}))
+        (_, after), (_, taken), [norm] = pairs[last], pairs[rebuilt], self._norm
         targets = norm.to(taken.device)(taken.float()).unflatten(0, masks.shape[:2])
         if not self._scale:
             self._scale.copy_(1 / targets.std())
