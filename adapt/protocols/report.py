@@ -18,7 +18,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, Template
@@ -234,7 +233,7 @@ def read_rows(file: Path, columns: Collection[str], what: str) -> list[_Row]:
     return rows
 
 
-def small_image(path: str, turned: bool, boxes: Mapping[str, str] = MappingProxyType({})) -> Image.Image | None:
+def small_image(path: str, turned: bool, boxes: Mapping[str, str] = {}) -> Image.Image | None:
     """Return an image at thumbnail size, rotated upright by EXIF if `turned`; None if the file cannot be read.
 
     `boxes` are drawn into it: JSON of `NamedBox.plain` by colour. Other texts are passed over.
@@ -253,7 +252,7 @@ def small_image(path: str, turned: bool, boxes: Mapping[str, str] = MappingProxy
     return image
 
 
-def _picture(path: str, caption: str, turned: bool, boxes: Mapping[str, str] = MappingProxyType({})) -> Picture:
+def _picture(path: str, caption: str, turned: bool, boxes: Mapping[str, str] = {}) -> Picture:
     """Return an image of a gallery, with a thumbnail of `small_image`."""
     data, image = io.BytesIO(), small_image(path, turned, boxes)
     if image is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ class Reader:
     root_is: ClassVar[str] = "the folder that the paths inside start from"
     takes_columns: ClassVar[bool] = False
     """Whether `reads` takes `columns`, which are columns of the data with what they are called here."""
-    columns: Mapping[str, str] = MappingProxyType({})
+    columns: Mapping[str, str] = {}
     fallback: ClassVar[bool] = False
     """Whether it takes only what no other reader takes."""
 

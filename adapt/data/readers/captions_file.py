@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
@@ -44,7 +43,7 @@ def read_captions_file(
     root: str | os.PathLike[str] | None = None,
     ratios: Sequence[float] = parts.RATIOS,
     seed: int = 0,
-    columns: Mapping[str, str] = MappingProxyType({}),
+    columns: Mapping[str, str] = {},
 ) -> Split:
     """Return the pairs of images and captions in a `.json`, a `.json.gz` or a `.jsonl` file.
 

@@ -28,7 +28,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 
 from adapt.chats import IMAGE, Chat, Role, Turn
 from adapt.common.errors import AdaptError
@@ -187,7 +186,7 @@ def _own_image(part: Mapping[str, object], where: str) -> object:
 def read_chats(
     path: str | os.PathLike[str],
     root: str | os.PathLike[str] | None = None,
-    columns: Mapping[str, str] = MappingProxyType({}),
+    columns: Mapping[str, str] = {},
 ) -> Split:
     """Return the conversations in a `.json` list or a `.jsonl` file; the module's docstring has the forms of rows.
 

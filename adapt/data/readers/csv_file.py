@@ -9,7 +9,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import SEPARATOR, unguarded
@@ -53,7 +52,7 @@ def read_csv(
     root: str | os.PathLike[str] | None = None,
     ratios: Sequence[float] = parts.RATIOS,
     seed: int = 0,
-    columns: Mapping[str, str] = MappingProxyType({}),
+    columns: Mapping[str, str] = {},
 ) -> Split:
     """Return the split in a CSV file with the columns `path,label[,split][,domain][,question][,group][,text][,mask]`.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from adapt.common.errors import AdaptError, missing
@@ -37,7 +36,7 @@ def read_hugging_face(
     root: str | os.PathLike[str] | None = None,
     ratios: Sequence[float] = parts.RATIOS,
     seed: int = 0,
-    columns: Mapping[str, str] = MappingProxyType({}),
+    columns: Mapping[str, str] = {},
 ) -> Split:
     """Return a table: a folder of `save_to_disk`, a `.parquet` file, or the name of a data set on the hub.
 
