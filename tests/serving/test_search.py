@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from adapt import AdaptedModel, AdaptError
 from adapt.cli.index import search as command
+from adapt.models.unadapted import unadapted
 from adapt.retrieval.index import index_images, index_texts
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Limits
@@ -134,16 +135,17 @@ def test_indexes_share_the_backbone_of_an_adapter(folder: Path, open_clip: Any, 
 
 
 def test_a_server_of_indexes_alone_classifies_by_what_is_loaded(
-    served: ServedAdapters, folder: Path, open_clip: Any, saved: Path
+    served: ServedAdapters, folder: Path, open_clip: Any, saved: Path, tmp_path: Path
 ) -> None:
     with TestClient(create_app(served)) as client:
         image = base64.b64encode((folder / "1.png").read_bytes()).decode()
         answer = client.post("/predict", json={"images": [image]})
         assert (answer.status_code, "send images and texts to /search" in answer.text) == (404, True)
         assert client.get("/v1/models").json()["data"] == client.get("/adapters").json() == []
-    emptied = ServedAdapters([], folder=saved, backbone=open_clip, indexes=[f"{folder}/texts.safetensors"])
+    own = index_texts(unadapted(open_clip, ("object",)), ENTRIES).save(tmp_path / "own.safetensors")
+    emptied = ServedAdapters([], folder=saved, backbone=open_clip, indexes=[str(own)])
     with TestClient(create_app(emptied)) as client:
-        assert client.post("/adapters", json={"path": "coop.safetensors"}).status_code == 200
+        assert client.post("/adapters", json={"path": "coop.safetensors"}).status_code == 201
         answer = client.post("/predict", json={"images": [image]})
         assert (answer.status_code, '"adapter":"coop"' in answer.text) == (200, True)
     with pytest.raises(AdaptError, match="there is nothing to serve"):
