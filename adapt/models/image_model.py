@@ -383,9 +383,10 @@ class ImageModel(Adapted[E]):
         if query.items:
             self.check_takes_bags()
         if query.maps and query.explain:
-            from adapt.models.occlusion import check_covers
-
-            check_covers(self)
+            views = f"{self.method.name} reads views of an image" if self.method.views else ""
+            if views or self.backbone.as_decoded:
+                what = views or f"{self.backbone.describe()} prepares images by itself"
+                raise AdaptError(f"{what}, of which no part can be covered: leave explain or maps out")
         elif query.maps:
             normal_label(self.method, self.class_names)
         elif (query.together and query.sets is None) or query.explain:
@@ -414,7 +415,7 @@ class ImageModel(Adapted[E]):
             if query.maps:
                 from adapt.models.occlusion import rests_on
 
-                maps = rests_on(self, step.images, logits.argmax(-1))
+                maps = rests_on(self.without_memory(), step.images, logits.argmax(-1), self.answers.several)
         features, numbers = step.features if query.features else None, self.grades(logits)
         draws = trait(self.method, DrawsMaps)
         p_values = None if draws is None else draws.p_values(step)

@@ -7,40 +7,35 @@ gradients nor attention are read, so that any model that classifies pixels will 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapt.common.errors import AdaptError
-from adapt.methods.base import ImageStep
-
-if TYPE_CHECKING:
-    from adapt.models.image_model import ImageModel
-
 CELLS = 8  # of an image, across and down; the cover is two by two of them, and moves by one
 _AT_ONCE = 27  # covered images in a pass
 
 
-def check_covers(model: ImageModel) -> None:
-    """Raise AdaptError if the model does not answer from pixels `(b, 3, h, w)` alone."""
-    if model.backbone.as_decoded or model.method.views:
-        what = "reads views of an image" if model.method.views else "prepares images by itself"
-        of = model.method.name if model.method.views else model.backbone.describe()
-        raise AdaptError(f"{of} {what}, of which no part can be covered: leave explain or maps out")
-
-
-def rests_on(model: ImageModel, images: Tensor, labels: Tensor) -> Tensor:
+def rests_on(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, several: bool = False) -> Tensor:
     """Return how much the log-odds of classes `(b,)` fall where images `(b, 3, h, w)` are covered, `(b, h, w)` on CPU.
 
-    A pixel has the mean over all places of the cover that contain it.
+    `model` gives logits `(b, n_classes)`, which are log-odds themselves if an image can have `several` classes. A pixel
+    has the mean over all places of the cover that contain it.
     """
-    model, covers = model.without_memory(), _covers(*images.shape[-2:]).to(images.device)
+
+    def odds(images: Tensor, label: int) -> Tensor:
+        logits = model(images)
+        if several:
+            return logits[:, label]
+        others = F.one_hot(torch.tensor(label), logits.shape[1]).bool().to(logits.device)
+        return logits[:, label] - logits.masked_fill(others, -torch.inf).logsumexp(-1)
+
+    covers = _covers(*images.shape[-2:]).to(images.device)
     falls = []
     for image, label in zip(images, labels.tolist(), strict=True):
-        colour, before = image.mean((-2, -1), keepdim=True), _odds(model, image[None], label)
-        after = [_odds(model, torch.where(some[:, None], colour, image), label) for some in covers.split(_AT_ONCE)]
+        colour, before = image.mean((-2, -1), keepdim=True), odds(image[None], label)
+        after = [odds(torch.where(some[:, None], colour, image), label) for some in covers.split(_AT_ONCE)]
         fall = (before - torch.cat(after)).float()
         falls.append((fall[:, None, None] * covers).sum(0) / covers.sum(0))
     return torch.stack(falls).cpu()
@@ -52,12 +47,3 @@ def _covers(height: int, width: int) -> Tensor:
     rows, columns = (torch.arange(size) * CELLS // size for size in (height, width))
     rows, columns = ((cells == places) | (cells == places - 1) for cells in (rows, columns))
     return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(0, 1)
-
-
-def _odds(model: ImageModel, images: Tensor, label: int) -> Tensor:
-    """Return the log-odds `(b,)` of a class for images."""
-    logits = model.answers.of(ImageStep(model, images))
-    if model.answers.several:
-        return logits[:, label]
-    others = F.one_hot(torch.tensor(label), logits.shape[1]).bool().to(logits.device)
-    return logits[:, label] - logits.masked_fill(others, -torch.inf).logsumexp(-1)

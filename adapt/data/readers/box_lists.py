@@ -199,7 +199,7 @@ def _csv(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
         path, box = parted(item.path)
         with _row(problems, f"CSV {source!r}", item.path):
             has_none = part == parts.UNLABELLED
-            if not has_none and item.task.name != "classes":
+            if not has_none and item.task.needs != {"label"}:
                 raise AdaptError(f"it has {item.task.title}; expected one class in the column label")
             own = bare if has_none else part
             if path not in pictures:
