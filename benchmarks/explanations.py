@@ -25,7 +25,7 @@ from adapt.training.run_recipe import build, listed_data, plan_of
 from benchmarks.measure import Row
 from benchmarks.photographs import listing
 
-SEEDS, TESTED, SHOTS = (1, 2, 3), 48, 16
+SEEDS, TESTED, SHOTS = (1, 2, 3), 24, 16
 SHARES = (0.1, 0.2, 0.4)  # of the cells
 CASES = {  # a recipe, a backbone, and data
     "coop, drawings": ("coop", "mini-clip", "emoji"),
