@@ -73,15 +73,24 @@ def _deleted(model: ImageModel, items: list[Item], seed: int) -> Tensor:
     with torch.no_grad():
         whole = model.answers.probabilities(model(pixels))
         labels = whole.argmax(-1)
-        hot = F.adaptive_avg_pool2d(rests_on(model, pixels, labels), CELLS).flatten(1).argsort(descending=True)
+        hot = hottest(rests_on(model, pixels, labels))
         drawn = torch.rand(hot.shape, generator=draws).argsort()
         told = [whole.gather(1, labels[:, None]).expand(-1, len(SHARES))]
         for order in (hot, drawn):
             falls = []
             for share in SHARES:
-                cells = torch.zeros(len(items), CELLS**2).scatter(1, order[:, : round(share * CELLS**2)], 1.0)
-                covered = F.interpolate(cells.view(-1, 1, CELLS, CELLS), pixels.shape[-2:]).bool()
-                images = torch.where(covered, pixels.mean((-2, -1), keepdim=True), pixels)
+                images = covered(pixels, order[:, : round(share * CELLS**2)])
                 falls.append(model.answers.probabilities(model(images)).gather(1, labels[:, None])[:, 0])
             told.append(torch.stack(falls, dim=1))
     return torch.stack(told, dim=1)
+
+
+def hottest(maps: Tensor) -> Tensor:
+    """Return the cells `(n, c)` of maps `(n, h, w)` by their mean scores, the highest first."""
+    return F.adaptive_avg_pool2d(maps, CELLS).flatten(1).argsort(descending=True)
+
+
+def covered(pixels: Tensor, cells: Tensor) -> Tensor:
+    """Return images `(n, 3, h, w)` with their mean colours in some of their cells `(n, k)`."""
+    marked = torch.zeros(len(pixels), CELLS**2).scatter(1, cells, 1.0).view(-1, 1, CELLS, CELLS)
+    return torch.where(F.interpolate(marked, pixels.shape[-2:]).bool(), pixels.mean((-2, -1), keepdim=True), pixels)

@@ -92,6 +92,7 @@ class VisionLLM(Backbone):
         if self.prompt.count("{}") != 1 or self.prompt.count(IMAGE) != 1:
             raise AdaptError(f"prompt is {self.prompt!r}; expected exactly one {{}} for the question, and one {IMAGE}")
         self._encode, self._vision, self.second = vision.encode_image, vision.model, second
+        self._pixels = Repixelled(vision.preprocess, second.preprocess) if second else None
 
     def patches(self, images: Tensor) -> Tensor:
         """Return patch features `(b, p, d)` of images `(b, 3, h, w)` after `patch_block`, without other tokens."""
@@ -107,9 +108,9 @@ class VisionLLM(Backbone):
         tower, images = self.towers["vision"], images.to(self.dtype)
         with alone(self.model):  # otherwise the hook would also see other threads' calls
             tokens = _after(tower.blocks[self.patch_block], self._encode, images)
-            if self.second is None:
+            if self.second is None or self._pixels is None:
                 return tokens
-            own, pixels = self.second.tower("vision"), Repixelled(self.preprocess, self.second.preprocess)(images)
+            own, pixels = self.second.tower("vision"), self._pixels(images)
             block = own.blocks[self.patch_block if isinstance(self.second, DualEncoder) else -1]
             others = _after(block, self.second.encode_image, pixels.to(self.second.dtype))[:, own.form.first_patch :]
         others = on_grid(others.to(tokens.dtype), tokens.shape[1] - self.first_patch)

@@ -126,9 +126,10 @@ def search(
       adapt search old.safetensors "a red car" --adapter runs/xbt
       adapt search records.safetensors new.csv --adapter runs/records
     """
-    other = next((query for query in queries if not query.lower().endswith(IMAGE_SUFFIXES)), "")
-    if text is not None and other:
-        raise AdaptError(f"--text changes images, but the query {brief(other)} is none: give image files, or no --text")
+    others = [query for query in queries if not _names_an_image(query)]
+    if text is not None and others:
+        other = brief(others[0])
+        raise AdaptError(f"--text changes images, but the query {other} is none: give image files, or no --text")
     of_pairs = any(map(_lists_pairs, queries))
     if root is not None and not of_pairs:
         raise AdaptError("--root is the image folder of a .csv of pairs, but no query is a .csv: leave --root out")
@@ -226,8 +227,11 @@ def _encoded(model: ImageModel, query: str, root: Path | None) -> Index:
         return replace(index_pairs(model, [item for item, _ in pairs]), entries=tuple(path for _, path in pairs))
     if os.sep in query and os.path.isdir(query):
         raise AdaptError(f"the query {query!r} is a folder: give a text, or image files such as those in it")
-    of_image = query.lower().endswith(IMAGE_SUFFIXES)
-    return (index_images if of_image else index_texts)(model, [query])
+    return (index_images if _names_an_image(query) else index_texts)(model, [query])
+
+
+def _names_an_image(query: str) -> bool:
+    return query.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _lists_pairs(query: str) -> bool:

@@ -46,16 +46,17 @@ class MapFiles:
         """Draw the colours over all images, and say what they compare."""
         if not self._written:
             return
-        ends = ends_of_colour(self._middles, [told["highest"] for told in self._written], self._threshold)
+        highest = [told["highest"] for told in self._written]
+        of_all = ends_of_colour(self._middles, highest, self._threshold)
         for told in self._written:
-            if self._explain:
-                ends = (0.0, told["highest"])
+            ends = (0.0, told["highest"]) if self._explain else of_all
             with Image.open(told["scores"]) as scores, Image.open(told["overlay"]) as picture:
                 heat(picture, from_picture(scores, told), ends).save(told["overlay"])
-        said = "colours compare these images with each other: the warmest pixels need not be defects"
-        if self._threshold is not None:
-            said = "colours begin where few good images have a pixel: about as many as may be called abnormal"
-        said += ". `adapt eval` on images of known classes, or with masks, says whether maps can be trusted"
         if self._explain:
             said = "colours show where the answer becomes less sure if that part is covered, on a scale for each image"
+        else:
+            said = "colours compare these images with each other: the warmest pixels need not be defects"
+            if self._threshold is not None:
+                said = "colours begin where few good images have a pixel: about as many as may be called abnormal"
+            said += ". `adapt eval` on images of known classes, or with masks, says whether maps can be trusted"
         click.echo(said, err=True)

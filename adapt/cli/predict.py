@@ -127,7 +127,7 @@ def predict(
     are offset + scale * value, and colours over the image, on one scale for all images. An adapter with a threshold
     from good images leaves all below it without colour; without one, the less abnormal half has none, and some pixels
     are warm even if no image has a defect. With --explain, a score is how much the log-odds of the answer fall where
-    the image is covered, and each image has a scale of its own; that takes 81 passes more.
+    the image is covered, and each image has a scale of its own; that takes 82 passes more.
 
     With --csv, the columns are image, class and probability. --threshold adds a column answer, and --sets a column
     set, with names separated by bars. --top-k 2 adds class_2 and probability_2, and so on. A regression adapter adds a

@@ -344,16 +344,17 @@ class ImageModel(Adapted[E]):
         AdaptError in the cases that `predict` lists, for a method without anomaly maps, and for a backbone without
         patch features.
         """
-        maps = [each.map.scores for each in self.ask(images, Query(maps=True), batch_size, urls=urls)]
-        return torch.stack(maps) if maps else torch.empty(0, 1, 1)
+        return self._maps(images, Query(maps=True), batch_size, urls)
 
     def decisive_maps(self, images: object, batch_size: int = 64, *, urls: bool = False) -> Tensor:
         """Return how much less sure the answers are where images are covered, `(n, h, w)` on the CPU (see `occlusion`).
 
-        `images` is as in `predict`; each takes 82 passes. Raises AdaptError in the cases that `predict` lists, and for
+        `images` is as in `predict`; each takes 83 passes. Raises AdaptError in the cases that `predict` lists, and for
         a model that reads no pixels, or views of an image.
         """
-        query = Query(maps=True, explain=True)
+        return self._maps(images, Query(maps=True, explain=True), batch_size, urls)
+
+    def _maps(self, images: object, query: Query, batch_size: int, urls: bool) -> Tensor:
         maps = [each.map.scores for each in self.ask(images, query, batch_size, urls=urls)]
         return torch.stack(maps) if maps else torch.empty(0, 1, 1)
 
@@ -361,7 +362,12 @@ class ImageModel(Adapted[E]):
         """Return logits `(b, n_classes)`, and anomaly maps `(b, h, w)` on the CPU, for images `(b, 3, h, w)`."""
         return self._logits_and_maps(ImageStep(self, pixels))
 
-    def _logits_and_maps(self, step: ImageStep) -> tuple[Tensor, Tensor]:
+    def _logits_and_maps(self, step: ImageStep, explain: bool = False) -> tuple[Tensor, Tensor]:
+        if explain:
+            from adapt.models.occlusion import rests_on
+
+            logits = self.answers.of(step)
+            return logits, rests_on(self.without_memory(), step.images, logits.argmax(-1), self.answers.several)
         draws = trait(self.method, DrawsMaps)
         assert draws is not None
         maps = draws.anomalies(step).float().cpu()  # first, as the pass for patches also gives features of images
@@ -408,14 +414,7 @@ class ImageModel(Adapted[E]):
         if watch is not None and watch.features is not None:  # whose method answers from features alone
             frozen = self.backbone_features(pixels)
         step = ImageStep(self, pixels if frozen is None or query.maps else Encoded(frozen))
-        if query.maps and not query.explain:
-            logits, maps = self._logits_and_maps(step)
-        else:
-            logits, maps = self.answers.of(step), None
-            if query.maps:
-                from adapt.models.occlusion import rests_on
-
-                maps = rests_on(self.without_memory(), step.images, logits.argmax(-1), self.answers.several)
+        logits, maps = self._logits_and_maps(step, query.explain) if query.maps else (self.answers.of(step), None)
         features, numbers = step.features if query.features else None, self.grades(logits)
         draws = trait(self.method, DrawsMaps)
         p_values = None if draws is None else draws.p_values(step)

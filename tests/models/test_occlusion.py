@@ -17,6 +17,7 @@ from adapt.data import load, open_image
 from adapt.models.image_model import ImageModel
 from adapt.models.occlusion import CELLS, rests_on
 from adapt.models.prediction import Query
+from benchmarks.explanations import covered, hottest
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
@@ -39,9 +40,9 @@ def test_a_pixel_has_the_mean_over_the_covers_that_contain_it() -> None:
         image, cell = images[1], 32 // CELLS
         falls = []
         for top, left in ((4, 8), (4, 12), (8, 8), (8, 12)):  # the covers of a pixel in row 9 and column 13
-            covered = image.clone()
-            covered[:, top : top + 2 * cell, left : left + 2 * cell] = image.mean((-2, -1), keepdim=True)
-            falls.append(odds(model, image[None], 0) - odds(model, covered[None], 0))
+            changed = image.clone()
+            changed[:, top : top + 2 * cell, left : left + 2 * cell] = image.mean((-2, -1), keepdim=True)
+            falls.append(odds(model, image[None], 0) - odds(model, changed[None], 0))
     assert maps.shape == (2, 32, 32)
     assert torch.allclose(maps[1, 9, 13].double(), torch.stack(falls).mean(), atol=1e-4)
     cells = F.avg_pool2d(maps, cell)
@@ -65,13 +66,10 @@ def test_hot_cells_are_missed_more_than_others() -> None:
     pixels = torch.stack([transform(open_image(item)) for item in split.test[::60][:8]])
     with torch.no_grad():
         labels = model(pixels).argmax(-1)
-        hot = F.adaptive_avg_pool2d(rests_on(model, pixels, labels), CELLS).flatten(1).argsort(descending=True)
+        hot = hottest(rests_on(model, pixels, labels))
         left = []
         for order in (hot, torch.rand(hot.shape, generator=draws).argsort()):
-            cells = torch.zeros(len(pixels), CELLS**2).scatter(1, order[:, :13], 1.0).view(-1, 1, CELLS, CELLS)
-            covered = F.interpolate(cells, pixels.shape[-2:]).bool()
-            images = torch.where(covered, pixels.mean((-2, -1), keepdim=True), pixels)
-            left.append(model(images).softmax(-1).gather(1, labels[:, None]).mean())
+            left.append(model(covered(pixels, order[:, :13])).softmax(-1).gather(1, labels[:, None]).mean())
     assert left[0] < left[1] - 0.1
 
 
