@@ -69,9 +69,9 @@ test: about-test $(VENV)/installed-dev
 test-full: about-test-full $(VENV)/installed-dev
 	$(PYTEST) --full
 
-# all of test-full but what is marked `at_length`
+# all of test-full but most repetitions; tests/selection.py says which
 test-ci: $(VENV)/installed-dev
-	$(PYTEST) --full -m 'not faults and not at_length'
+	$(PYTEST) --ci
 
 # the lowest versions that pyproject.toml declares of everything, in an environment of their own
 test-lowest: $(LOWEST)/installed

@@ -16,6 +16,7 @@ import pytest
 import selection
 import tiny_backbones
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -40,13 +41,14 @@ _QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run all tests, also those that tests/selection.py leaves out")
+    parser.addoption("--ci", action="store_true", help="run what `make test-ci` has of them")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--full"):
         return
-    left_out = selection.left_out(items)
+    left_out = selection.left_out(items, config.getoption("--ci"))
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
 
@@ -94,6 +96,23 @@ def _decodes_here() -> Iterator[None]:
     """Images are decoded by the tests' own process: to start others takes longer than most of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoded, "_may_start_workers", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_vocabulary() -> Iterator[None]:
+    """open_clip's tokenizer of each kind is made once: it takes a quarter of a second and 25 MB each time."""
+    usual, made = SimpleTokenizer.__init__, dict[str, dict[str, Any]]()
+
+    def init(self: SimpleTokenizer, *args: Any, **options: Any) -> None:
+        kind = repr((args, options))
+        if kind not in made:
+            usual(self, *args, **options)
+            made[kind] = {**self.__dict__}
+        self.__dict__.update(made[kind])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimpleTokenizer, "__init__", init)
         yield
 
 

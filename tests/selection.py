@@ -1,17 +1,17 @@
-"""Which tests `make test` leaves to `make test-full`, which is pytest with `--full`.
+"""Which tests run: with `make test`, with `make test-ci` (pytest with `--ci`), and with `make test-full` (`--full`).
 
-A test that is marked `full` repeats at length what a shorter test checks too: only the full run has it. A test
+A test that is marked `full` repeats at length what a shorter test checks too: `make test` leaves it out. A test
 parametrised `by_turns` meets all these values in the full run; otherwise it runs once for each set of its other
-parameters, and takes one of these values, or a few, drawn by its name. `pytestmark = pytest.mark.by_turns("new")` says
-so of a fixture's parameters, for all tests of a file. `make test-ci` is the full run without what is marked
-`at_length`, as `one_in` marks most values.
+parameters, and takes one of these values, or a few, drawn by its name, and in `make test-ci` a third of them.
+`pytestmark = pytest.mark.by_turns("new")` says so of a fixture's parameters, for all tests of a file. What is marked
+`at_length` takes minutes: only the full run has it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from math import prod
+from math import ceil, prod
 from random import Random
 from typing import Any
 
@@ -20,34 +20,32 @@ import pytest
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
-def by_turns(names: str | tuple[str, ...], values: Iterable[Any], take: int = 1, **options: Any) -> Decorator:
-    """Parametrise a test as `pytest.mark.parametrize` does, by values of which `make test` takes one, or `take`."""
-    mark = pytest.mark.by_turns(*([names] if isinstance(names, str) else names), take=take)
+def by_turns(
+    names: str | tuple[str, ...], values: Iterable[Any], take: int = 1, one_in: int = 3, **options: Any
+) -> Decorator:
+    """Parametrise a test as `pytest.mark.parametrize` does, by values that all runs but the full one take a few of.
+
+    `make test` takes one, or `take`; `make test-ci` one of each three, or `one_in`.
+    """
+    mark = pytest.mark.by_turns(*([names] if isinstance(names, str) else names), take=take, one_in=one_in)
     return lambda test: mark(pytest.mark.parametrize(names, values, **options)(test))
 
 
-def one_in(count: int, values: Iterable[Any]) -> list[Any]:
-    """Return parameters for `values`, of which `make test-ci` takes the first of each `count`."""
-    return [
-        pytest.param(
-            *(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.at_length if place % count else ()
-        )
-        for place, value in enumerate(values)
-    ]
-
-
-def left_out(items: Iterable[pytest.Item]) -> set[pytest.Item]:
-    """Return the tests that only the full run has."""
+def left_out(items: Iterable[pytest.Item], ci: bool = False) -> set[pytest.Item]:
+    """Return the tests that only the full run has, or those that `make test-ci` has not."""
     repetitions = defaultdict[object, list[pytest.Item]](list)
     for item in items:
-        if item.get_closest_marker("full") is None:
+        if item.get_closest_marker("at_length" if ci else "full") is None:
             repetitions[_behaviour(item)].append(item)
-    return set(items).difference(*map(_drawn, repetitions.values()))
+    return set(items).difference(*(_drawn(alike, ci) for alike in repetitions.values()))
 
 
-def _drawn(alike: list[pytest.Item]) -> list[pytest.Item]:
+def _drawn(alike: list[pytest.Item], ci: bool) -> list[pytest.Item]:
     """Return those that run: the same in each process and at each time, and others for other tests."""
-    take = prod(marker.kwargs.get("take", 1) for marker in alike[0].iter_markers("by_turns"))
+    marks = [marker.kwargs for marker in alike[0].iter_markers("by_turns")]
+    take = prod(mark.get("take", 1) for mark in marks)
+    if ci:
+        take = max(take, ceil(len(alike) / prod(mark.get("one_in", 3) for mark in marks)))
     return Random(alike[0].nodeid).sample(alike, min(take, len(alike)))
 
 

@@ -52,7 +52,9 @@ def test_the_first_cell_installs_on_colab_and_does_nothing_elsewhere(
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, marks=pytest.mark.at_length if path.stem in ("lora_das", "native") else (), id=path.stem)
+        pytest.param(
+            path, marks=pytest.mark.at_length if path.stem in ("lora_das", "native", "vlora") else (), id=path.stem
+        )
         for path in NOTEBOOKS
     ],
 )

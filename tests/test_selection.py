@@ -31,7 +31,7 @@ class Item:
         return SimpleNamespace(params={"method": self.method, "backbone": self.backbone})
 
     def get_closest_marker(self, name: str) -> bool | None:
-        return self.full or None
+        return (self.full and name == "full") or None
 
     def iter_markers(self, name: str) -> Iterator[pytest.Mark]:
         yield pytest.mark.by_turns("backbone", take=2).mark
@@ -46,3 +46,5 @@ def test_each_method_meets_some_backbones_and_what_is_marked_full_waits() -> Non
     assert one not in waiting
     assert Counter(item.method for item in repeated if item not in waiting) == {"coop": 2, "lora": 2}
     assert left_out(items) == waiting  # drawn alike in every process
+    assert len(left_out(items, ci=True)) == 6  # two of five of each method run, as a third and `take` say, and the rest
+    assert full not in left_out(items, ci=True)

@@ -11,7 +11,7 @@ import pytest
 import tiny_backbones
 import torch
 from checks import assert_untouched, perturb, scaled, snapshot
-from selection import by_turns, one_in
+from selection import by_turns
 from torch import Tensor
 
 import adapt
@@ -59,7 +59,7 @@ def check_forms(model: AdaptedModel, images: Tensor, folder: Path) -> None:
                 assert scaled(other, own) < 1e-4
 
 
-@by_turns("method", one_in(6, EXPORTED))
+@by_turns("method", EXPORTED, one_in=6)
 def test_the_graph_gives_the_models_own_logits(method: str, images: Tensor, tmp_path: Path) -> None:
     check_forms(cases.build(method, tiny_backbones.small()).eval(), images, tmp_path)
 

@@ -23,7 +23,7 @@ SERVING = pages.ROOT / "docs" / "serving.md"  # whose snippet asks a server
 WITH_SNIPPETS = [page for page in pages.PAGES if "```python" in page.read_text(encoding="utf-8") and page != SERVING]
 
 
-@by_turns("page", WITH_SNIPPETS, take=6, ids=pages.name)
+@by_turns("page", WITH_SNIPPETS, take=6, one_in=1, ids=pages.name)
 def test_the_snippets_of_a_page_run(page: Path, desk: Path) -> None:
     run, left_out = 0, []
     for example in pages.document(page).examples():

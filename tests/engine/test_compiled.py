@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import build
 from checks import scaled
+from selection import by_turns
 from torch import Tensor
 
 import adapt
@@ -46,7 +47,7 @@ def test_functions_that_are_not_traced_run_as_they_are() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("method", "fast"), [("maple", None), ("lora", False), ("das", False)])
+@by_turns(("method", "fast"), [("maple", None), ("lora", False), ("das", False)])
 @pytest.mark.parametrize("backbone", ["open_clip", "hf_clip"], indirect=True)
 def test_a_second_compiled_model_computes_its_own_edits(
     method: str, fast: bool | None, backbone: Backbone, images: Tensor

@@ -135,9 +135,9 @@ def test_a_run_tells_accuracy_by_tokens(run: Path) -> None:
     questions = adapt.data.load("emoji-questions").val
     assert metrics["tokens_items"] == len(questions)
     model = adapt.load(run)
-    for number, share in metrics["tokens"].items():
+    for number in ("1", "16"):
         model.set_at_use(tokens=int(number))
-        assert evaluate(model, questions).accuracy == pytest.approx(share)
+        assert evaluate(model, questions).accuracy == pytest.approx(metrics["tokens"][number])
     assert (run / "tokens.png").read_bytes().startswith(b"\x89PNG")
 
 

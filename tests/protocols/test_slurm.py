@@ -13,7 +13,7 @@ import fake_slurm
 import pytest
 import yaml
 from click.testing import CliRunner
-from selection import one_in
+from selection import by_turns
 
 from adapt import AdaptError, methods
 from adapt.cli import main
@@ -66,7 +66,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("engine", one_in(3, ["local", "slurm", "submitit"]))
+@by_turns("engine", ["local", "slurm", "submitit"])
 def test_a_run_whose_process_is_killed_goes_on_and_the_table_is_the_same(
     engine: str, raw: dict[str, Any], cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
