@@ -122,6 +122,7 @@ def test_it_trains_as_its_recipe_does(few: tuple[list[str], list[str]], tiny_spl
     assert fitted.predict_proba(few[0]) == pytest.approx(expected[:, order], abs=1e-5)
 
 
+@pytest.mark.full
 def test_steps_have_a_length_for_the_images_that_there_are(few: tuple[list[str], list[str]]) -> None:
     """The recipe has one for 1, 2, 4, 8 and 16 shots; here are four images of each class."""
     fitted = Classifier("coop", "mini-clip", overrides={"train.workers": 0, "method.n_ctx": 2}, random_state=5).fit(

@@ -63,6 +63,7 @@ def test_scikit_learn_chooses_by_folds_of_the_training_pictures() -> None:
     assert photographs._scikit_learns({part: features[part][: len(own)] for part, own in two.items()}, two)[0] > 0.5
 
 
+@pytest.mark.full
 def test_a_step_is_measured_in_a_process_of_its_own() -> None:
     def step() -> tuple[float, str]:
         with mmap.mmap(-1, 128 * 2**20) as fresh:  # an array may take memory that the process holds free

@@ -159,6 +159,7 @@ def by_hand(models: Sequence[AdaptedModel], items: Any) -> tuple[list[str], floa
     return [f"model {i + 1}" for i in taken], best
 
 
+@pytest.mark.full
 def test_a_greedy_soup_takes_what_helps(open_clip: Backbone, tiny_split: Split) -> None:
     items = tiny_split.train
     models = members(open_clip, methods.CoOp, 5, n_ctx=2)

@@ -138,6 +138,7 @@ class Watching(methods.CoOp):
         return super().loss(step)
 
 
+@pytest.mark.full
 def test_data_of_ones_own_is_taken(backbones: dict[str, adapt.Backbone]) -> None:
     own = adapt.data.load("emoji").few_shot(2, seed=1).only("3/40")
     own = dataclasses.replace(own, test=own.test[:6])

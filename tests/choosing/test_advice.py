@@ -78,6 +78,7 @@ def test_wrong_labels_are_found_among_few_classes_too(classes: int, planted: int
     assert {int(row["path"]) for row in suspects} == wrong
 
 
+@pytest.mark.full
 def test_copies_across_parts_are_found(
     emoji: Split, model: AdaptedModel, features: dict[str, Tensor], tmp_path: Path
 ) -> None:

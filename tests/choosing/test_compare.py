@@ -42,6 +42,7 @@ def _listed(every: bool = False, source: str = "emoji", backbone: Backbone = CLI
     return {each.name: each for each in candidates(source, CHANGES, every, backbone, TASK)}
 
 
+@pytest.mark.full
 def test_without_being_asked_no_step_passes_through_a_tower_but_coops() -> None:
     usual, every = _listed(), _listed(every=True)
     assert len(usual) >= 12
@@ -230,6 +231,7 @@ class _Planned:
         return self.comparison.raced(_listed()[name], best, share), self.folds_tried
 
 
+@pytest.mark.full
 def test_a_method_is_dropped_once_it_cannot_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     planned = _Planned(monkeypatch)
     half, all_right = planned.best([0.5] * 5), planned.best([1.0] * 5)
@@ -249,6 +251,7 @@ def test_a_method_is_dropped_once_it_cannot_be_chosen(monkeypatch: pytest.Monkey
     assert dropped("lda", 0.45, 0.2) == "some points behind gda on the first 2 folds"
 
 
+@pytest.mark.full
 def test_one_training_takes_no_more_than_a_share_of_all_before(monkeypatch: pytest.MonkeyPatch) -> None:
     planned = _Planned(monkeypatch)
     best = planned.best([0.5] * 5)
@@ -259,6 +262,7 @@ def test_one_training_takes_no_more_than_a_share_of_all_before(monkeypatch: pyte
     assert isinstance(planned.race("coop", [1.0] * 5, best)[0], Compared)
 
 
+@pytest.mark.full
 def test_a_variant_is_named_as_its_recipe_where_the_data_choose_the_same() -> None:
     """Where the data leave class names out, `lda_words` is `lda`, and in a comparison if they do in every fold."""
 

@@ -117,6 +117,7 @@ def test_test_images_choose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "694 test images" not in str(found)
 
 
+@pytest.mark.full
 @by_turns("asked", [None, False])
 def test_what_is_taken_gets_a_temperature_unless_that_was_refused(asked: bool | None) -> None:
     overrides = [] if asked is None else [f"calibrate={asked}"]
@@ -125,6 +126,7 @@ def test_what_is_taken_gets_a_temperature_unless_that_was_refused(asked: bool | 
     assert ("--set=calibrate=False" in found.command) == (asked is False)
 
 
+@pytest.mark.full
 def test_a_loaded_backbone_is_taken() -> None:
     """As by its name; one without a name is called by its kind of model."""
     backbone = adapt.load_backbone("mini-clip", "cpu")
@@ -240,6 +242,7 @@ def _watched(monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> Iterat
         yield seen
 
 
+@pytest.mark.full
 def test_an_interrupted_comparison_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, out, whole = ("emoji", "--shots", 2, "--folds", 2, "--quiet"), tmp_path / "out", tmp_path / "whole"
     with _watched(monkeypatch, most=3) as begun:
@@ -364,6 +367,7 @@ def test_whether_class_names_help(right: int, classes: int, help_: bool) -> None
     assert module._on_class_names(tried).startswith("Class names help here" if help_ else "Class names help little")
 
 
+@pytest.mark.full
 def test_backbones_are_compared_as_methods_are(tmp_path: Path) -> None:
     """On the same folds as each alone; tables, files and the training say which was chosen."""
     out, names = tmp_path / "out", ("vision:mini-clip-half", "mini-clip")

@@ -69,6 +69,7 @@ def test_numbers_are_compared_by_their_error_beside_that_of_the_mean(tmp_path: P
     assert metrics["adapted"]["text"] in page
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_it_says_so_where_images_do_not_tell_the_number(tmp_path: Path) -> None:
     result = run(listing(tmp_path, told=False), "--out", tmp_path / "out")
@@ -76,6 +77,7 @@ def test_it_says_so_where_images_do_not_tell_the_number(tmp_path: Path) -> None:
     assert "No method is more than two standard errors better than the mean" in result.stdout
 
 
+@pytest.mark.full
 def test_numbers_on_a_vision_encoder(tmp_path: Path) -> None:
     found = adapt.recommend(str(listing(tmp_path)), backbone="vision:mini-clip", progress=False)
     assert found.chosen in ("ridge", "kernel_ridge")

@@ -84,6 +84,7 @@ def test_refused(run, refused, members: list[Path], photos: Path, tmp_path: Path
     refused(run("predict", members[1], renamed, "--average", image), f"{members[1]} and {renamed} differ in classes")
 
 
+@pytest.mark.full
 def test_sets_of_an_average_know_what_its_members_have_learned_from(run, refused, tmp_path: Path) -> None:
     for seed in (1, 2):
         command = ("train", "gda", "--data", "emoji", "--shots", 2, "--set", "backbone=mini-clip", "--seed", seed)

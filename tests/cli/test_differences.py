@@ -165,6 +165,7 @@ def test_what_cannot_be_repeated_is_refused_by_name(
     refused(run("repeat", tmp_path / "elsewhere", "--backbone", "mini-clip", "--quiet"), "was trained on", "mini-clip")
 
 
+@pytest.mark.full
 def test_two_adapters_side_by_side(run, trained, photos: Path, tmp_path: Path) -> None:
     coop, lora, page = trained("coop"), trained("lora"), tmp_path / "page.html"
     shown = run("diff", coop, lora, "--data", photos, "--report", page)

@@ -30,6 +30,7 @@ def planned(*arguments: str) -> str:
     return result.output
 
 
+@pytest.mark.full
 def test_nothing_of_a_native_model_is_loaded_but_its_configuration(tmp_path: Path) -> None:
     folder = shutil.copytree(bundled("mini-vlm"), tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     out = tmp_path / "run"

@@ -42,6 +42,7 @@ def test_export_refusals(run, refused, adapter: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "light").exists()
 
 
+@pytest.mark.full
 def test_a_model_by_itself(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "onnx"
     result = run("export", adapter, "--to", "onnx", "--out", out, "--data", photos)

@@ -108,6 +108,7 @@ def test_a_folder_that_is_gone_is_said(run, tmp_path: Path, monkeypatch: pytest.
     assert run("methods").stderr == "Error: the current folder no longer exists: change to another one\n"
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_no_room_for_what_is_said() -> None:
     with open("/dev/full", "w") as full:

@@ -145,6 +145,7 @@ def test_an_old_index_is_searched_by_a_new_backbone(
     refused(run("search", other, "a dog", "--adapter", adapter), "the index was made without an adapter")
 
 
+@pytest.mark.full
 def test_images_are_named_by_words_of_captions(run, refused, captions: Path, photos: Path) -> None:
     lines = run("predict", "--vocabulary-free", captions, photos / "test", "--json").stdout.splitlines()
     index = load_index(captions)

@@ -204,6 +204,7 @@ def test_sets_with_a_guarantee(run, trained, tmp_path: Path, photos: Path) -> No
     )
 
 
+@pytest.mark.full
 def test_sets_without_images_held_back(
     run, refused, trained, tmp_path: Path, five_classes: Path, model_folder: Path
 ) -> None:

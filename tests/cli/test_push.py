@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from shutil import copyfile
 
+import pytest
 from hub_stand_in import Repository, StandIn
 from huggingface_hub import ModelCard
 
@@ -30,6 +31,7 @@ def test_a_run_is_published_bit_for_bit(run, hub: StandIn, trained, photos: Path
     assert json.loads(inspected.stdout)["class_names"] == ["goldfish", "lime tree", "sky"]
 
 
+@pytest.mark.full
 def test_the_certificate_goes_along(run, refused, hub: StandIn, trained, tmp_path: Path, caplog) -> None:
     """Without one, a push says how to make one; one of an earlier file is not published, and goes from the hub."""
     file = Path(copyfile(trained("coop") / "adapter.safetensors", tmp_path / "mine.safetensors"))

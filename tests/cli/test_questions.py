@@ -46,6 +46,7 @@ def speaking(tmp_path_factory: pytest.TempPathFactory, questions: Path, photos: 
     return folder / "run"
 
 
+@pytest.mark.full
 def test_it_learns_what_the_language_model_alone_cannot_know(speaking: Path) -> None:
     metrics = json.loads((speaking / "metrics.json").read_text())
     assert metrics["adapted"]["accuracy"] == 1

@@ -34,6 +34,7 @@ def pot(model_folder: Path, tmp_path: Path) -> Callable[[str], list[Path]]:
     return made
 
 
+@pytest.mark.full
 def test_a_mean_is_an_adapter_like_another(run, pot, photos: Path, tmp_path: Path) -> None:
     paths, out = pot("coop"), tmp_path / "soup.safetensors"
     result = run("soup", *paths, "--out", out)

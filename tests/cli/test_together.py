@@ -42,6 +42,7 @@ def test_a_run_and_eval_have_figures_of_both(run, stata: Path) -> None:
     assert " of the same, answered together as one set" in run("eval", stata, "--data", "emoji").stdout
 
 
+@pytest.mark.full
 def test_a_folder_is_answered_as_one_set(run, stata: Path, tmp_path: Path, caplog) -> None:
     paths = [tmp_path / f"drawings/{number:03}.png" for number in range(100)]
     paths[0].parent.mkdir()

@@ -92,6 +92,7 @@ def test_workers_find_the_same_and_leave_the_random_state(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.full
 def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
     script = f"""
 import os, pathlib, time

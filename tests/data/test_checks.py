@@ -46,6 +46,7 @@ def findings(source: Path, root: Path | None = None) -> tuple[list[str], list[st
     return tuple([line for stops, line in lines if stops is kind] for kind in (True, False))
 
 
+@pytest.mark.full
 def test_every_kind_is_named(strange: Path) -> None:
     problems, notes = findings(strange)
     assert len(problems) == 2

@@ -60,6 +60,7 @@ def test_the_true_class_is_in_the_set_as_often_as_promised(score: Score) -> None
     assert min(by_class) > 0.79
 
 
+@pytest.mark.full
 def test_images_of_a_group_are_not_taken_for_independent_ones() -> None:
     """Of 12 groups of five images, where a group is hard or easy."""
     held, naive = [], []

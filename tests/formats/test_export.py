@@ -51,6 +51,7 @@ def by_onnxruntime(folder: Path, images: Tensor) -> Tensor:
     return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
+@pytest.mark.full
 def test_the_record_says_how_to_use_it(open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
     model = model_of(open_clip)
     assert export(model, tmp_path / "out") == tmp_path / "out"
@@ -90,6 +91,7 @@ def test_other_class_names(open_clip: Backbone, images: Tensor, tmp_path: Path) 
     assert scaled(by_onnxruntime(tmp_path / "out", images), model(images)) < 1e-4
 
 
+@pytest.mark.full
 def test_labelled_images_are_measured(open_clip: Backbone, tiny_split: Split, tmp_path: Path) -> None:
     model = model_of(open_clip)
     items = tiny_split.train + tiny_split.test
@@ -107,6 +109,7 @@ def test_labelled_images_are_measured(open_clip: Backbone, tiny_split: Split, tm
     }
 
 
+@pytest.mark.full
 def test_sets_are_in_the_record(open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
     """Twelve images: enough for 90 %, and of the first class alone."""
     model = model_of(open_clip)
@@ -366,8 +369,8 @@ def test_a_graph_holds_only_what_images_pass_through(open_clip: Backbone) -> Non
     assert held < 1.01 * sum(parameter.numel() for parameter in visual.parameters())
 
 
-@pytest.mark.parametrize("to", ["torch", "onnx"])
-@pytest.mark.parametrize("kind", [AnoVL, PatchMemory])
+@by_turns("to", ["torch", "onnx"])
+@by_turns("kind", [AnoVL, PatchMemory])
 def test_maps_are_an_output(to: str, kind: type[Method], open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
     model = adapt.wrap(open_clip, kind(), ["normal", "abnormal"])
     if kind is PatchMemory:

@@ -152,6 +152,7 @@ def few() -> Split:
     return Split("few", names, parts[0], (), parts[1][:8])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", [SAVs, HEC])
 def test_every_door_of_a_method_on_the_bundled_model(method: type[methods.Method]) -> None:
     assert len(check_method(method)) == 14

@@ -94,6 +94,7 @@ def test_targets_have_the_spread_one_and_a_resumed_run_keeps_their_scale(images:
     assert method.training_state()["scale"] == scale
 
 
+@pytest.mark.full
 def test_a_run_on_images_without_labels(tiny_split: Split, tmp_path: Path) -> None:
     """It tells what the tower gained over the control, and its adapter holds LoRA alone."""
     rows = [f"{item.path},{part}" for part in ("train", "val") for item in getattr(tiny_split, part)]

@@ -60,6 +60,7 @@ def test_the_contrast_is_with_the_targets_of_the_batch() -> None:
         assert contrast[row].item() == pytest.approx((scores.logsumexp(0) - scores[row]).item())
 
 
+@pytest.mark.full
 def test_a_run_learns_to_predict_and_leaves_the_predictors_out(tmp_path: Path) -> None:
     model = model_of(teacher="mini-clip-half", blocks=(0, -1))
     items = adapt.data.load("emoji-questions").train[:16]

@@ -152,6 +152,7 @@ def test_the_output_leads_with_the_error_beside_that_of_the_mean(tiny_split: Spl
     assert lines[3].startswith("words ")
 
 
+@pytest.mark.full
 def test_a_setting_within_half_a_standard_error_of_the_smallest_error_is_chosen(tiny_split: Split) -> None:
     split = graded(tiny_split)
     model = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.Ridge(), split.class_names)

@@ -100,6 +100,7 @@ def test_its_start_can_be_learned(open_clip, tiny_split: Split) -> None:
     assert not torch.equal(model.method.ctx, start)
 
 
+@pytest.mark.full
 def test_it_answers_in_half_precision_compiled_and_frozen(open_clip, views: Tensor) -> None:
     model = adapt.wrap(open_clip, methods.TPT(views=7, kept=0.5, lr=0.05), NAMES).eval()
     expected = model(views)

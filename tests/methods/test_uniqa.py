@@ -48,6 +48,7 @@ def test_words_start_in_the_order_of_their_targets(numbers: Split) -> None:
     assert model.method.config.between == (min(targets), max(targets))
 
 
+@pytest.mark.full
 def test_it_learns_saves_and_says_numbers(numbers: Split, tmp_path: Path) -> None:
     model = made()
     first = fit(model, numbers.train, numbers.test, out=tmp_path / "run", **STEPS | {"epochs": 30})

@@ -109,6 +109,7 @@ def test_an_index_of_another_backbone_is_refused_by_name(model_folder: Path, tmp
         index_texts(other, TEXTS).check(trained(model_folder))
 
 
+@pytest.mark.full
 def test_a_perceptron_begins_at_the_closed_form_and_learns_texts(model_folder: Path) -> None:
     old = by_itself(model_folder)
     closed = mean_cosine(trained(model_folder), old, TEXTS)

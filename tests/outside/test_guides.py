@@ -36,7 +36,7 @@ def copied(guide: str, folder: Path) -> tuple[str, str]:
     return of, name
 
 
-@by_turns("guide", SEAMS, take=2)
+@by_turns("guide", SEAMS)
 def test_a_guide_is_followed_from_an_empty_folder(guide: str, tmp_path: Path) -> None:
     """Its class is registered in the process, and named by an entry point too: that is no collision."""
     module, name = copied(guide, tmp_path)

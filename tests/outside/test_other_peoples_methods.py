@@ -99,6 +99,7 @@ def recipe_on(backbone: Path, data: Path, **steps: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.full
 def test_an_installed_method_runs_base_to_new(
     package: None, model_folder: Path, five_classes: Path, tmp_path: Path
 ) -> None:

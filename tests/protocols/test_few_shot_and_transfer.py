@@ -197,6 +197,7 @@ def out(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
+@pytest.mark.full
 def test_transfer_measures_each_target_among_its_own_names(
     finished: Path, split: Split, targets: dict[str, Target], model_folder: Path
 ) -> None:

@@ -45,6 +45,7 @@ def test_a_part_that_there_is_not(split: Split, classes: str) -> None:
         split.only(classes)
 
 
+@pytest.mark.full
 def test_each_phase_goes_on_from_the_last(recipe: Recipe, split: Split, trained: list[int], tmp_path: Path) -> None:
     found = run_protocol(protocols.phases(recipe, parts(recipe, 3), (4,)), tmp_path)
     (row,) = found["runs"]

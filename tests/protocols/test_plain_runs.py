@@ -32,6 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in made}
 
 
+@pytest.mark.full
 def test_runs_that_differ_by_their_seed_are_one_row(runs: dict[str, Path]) -> None:
     read = [read_run(path) for path in runs.values()]
     assert [len(group) for group in pooled(read)] == [1, 2, 1]

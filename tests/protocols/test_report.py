@@ -101,6 +101,7 @@ def test_the_page_needs_nothing_beside_it(found: Path) -> None:
     assert len(html) < 2 * 2**20
 
 
+@pytest.mark.full
 def test_its_numbers_are_those_of_the_files(found: Path) -> None:
     page = Page(report([found / "curve", found / "halves"]))
     curve, halves, runs = page.tables[:3]

@@ -190,6 +190,7 @@ def test_a_pool_whose_processes_die_three_times_is_given_up(
 THREAD = (("cpus_per_task", "1"),)
 
 
+@pytest.mark.full
 def test_jobs_give_rows_and_a_users_error_comes_back_as_itself(recipe: Recipe, cluster: Path, tmp_path: Path) -> None:
     taken = tmp_path / "out/seed-2/recipe.yaml"
     taken.parent.mkdir(parents=True)

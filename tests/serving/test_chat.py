@@ -347,6 +347,7 @@ def test_tokens_are_told_with_their_probabilities(served: ServedAdapters, models
     assert cut.choices[0].logprobs.content[0].top_logprobs == []
 
 
+@pytest.mark.full
 def test_what_takes_too_long_ends(client: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch) -> None:
     """As a status before the answer begins, and as an event in a stream that has begun."""
     sent, held = client(seconds=0.5), hold(monkeypatch, OngoingAnswers, "go_on")
@@ -530,6 +531,7 @@ def test_a_long_answer_does_not_hold_up_a_short_one(models: dict[str, ChatModel]
     assert turns <= at // chat_worker._TURN + 2
 
 
+@pytest.mark.full
 def test_many_long_answers_do_not_hold_up_a_short_one(models: dict[str, ChatModel]) -> None:
     talker, ended = Talker(), list[str]()
     done = threading.Event()

@@ -102,6 +102,7 @@ def test_fewer_dimensions_have_unit_length(serve: Serve, expected: Tensor) -> No
     assert refused == f"dimensions is 10000; lora gives {expected.shape[-1]} values"
 
 
+@pytest.mark.full
 def test_eight_clients_at_once_get_the_answers_of_one(serve: Serve, images: list[bytes], expected: Tensor) -> None:
     """`model` names the adapter of each request; those of several adapters wait beside each other."""
     client = serve()

@@ -109,6 +109,7 @@ def test_settings_whose_keys_mlflow_refuses_are_tracked_all_the_same(tmp_path: P
     assert len(found.data.params["method.descriptions.goldfish"]) == 500
 
 
+@pytest.mark.full
 def test_runs_that_start_at_once_make_the_tables_of_a_file_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

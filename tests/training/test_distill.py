@@ -98,6 +98,7 @@ def test_terms_that_make_no_sense(terms, message) -> None:
         TrainSettings(epochs=1, terms=terms)
 
 
+@pytest.mark.full
 def test_a_search_is_rewarded_by_the_loss_that_is_trained(train, make_model, tiny_split, tmp_path) -> None:
     subsets: list[Any] = []
 

@@ -39,6 +39,7 @@ def test_a_run_killed_while_it_writes(tiny_split: Split, tmp_path: Path, write: 
     forked_runs.assert_same(expected, out)
 
 
+@pytest.mark.full
 @by_turns(("number", "after"), [(signal.SIGTERM, 0.3), (signal.SIGKILL, 0.2), (signal.SIGHUP, 0.3)])
 def test_a_run_stopped_by_a_signal(tiny_split: Split, tmp_path: Path, number: int, after: float) -> None:
     expected = _expected("lora", tiny_split, tmp_path)

@@ -203,6 +203,7 @@ def test_parts_of_no_size_are_refused(train, tmp_path: Path, value: Any) -> None
         train(out=tmp_path / "run", resume=True)
 
 
+@pytest.mark.full
 def test_a_run_goes_on_in_the_parts_that_it_began_with(
     train, make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,6 +172,7 @@ def test_a_composition_is_as_its_parts() -> None:
     assert not labels.learned_by(methods.Compose([methods.LoRA(), methods.DetPro(n_ctx=2)]))
 
 
+@pytest.mark.full
 def test_a_temperature_lowers_the_binary_cross_entropy_and_changes_no_decision(tmp_path: Path) -> None:
     """Text residuals that learn their scenes by heart are too sure of others; the adapter keeps the temperature."""
     scenes = adapt.data.load("emoji-labels")

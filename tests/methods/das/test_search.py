@@ -188,6 +188,7 @@ def test_a_budget_that_blocks_meet_exactly_takes_no_further_block(count: int) ->
     assert skipped == [count + 1, count, count]
 
 
+@pytest.mark.full
 def test_subsets_of_two_towers_meet_a_budget_too(train, make_model, tiny_split: Split, tmp_path: Path) -> None:
     share = 0.7
     model = make_model("das", **SEARCH | {"skip": None, "keep_flops": share, "towers": ["text", "vision"]})
