@@ -164,6 +164,8 @@ def trl_epoch() -> Step:
 
 def epoch() -> Step:
     """Return an epoch of adapt's DPO by `adapt.fit`, for which nothing is known."""
+    import peft as _  # noqa: F401  # before the time is taken, as TRL has imported it by then
+
     torch.set_num_threads(1)
     kept, backbone = tempfile.TemporaryDirectory(), native_model.backbone()  # in a process of its own, to its end
     folder = Path(kept.name)
