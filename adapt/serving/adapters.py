@@ -150,9 +150,8 @@ class ServedAdapters:
         classes, and TooManyAdapters if the server is full.
         """
         place = self._within(path)
-        name = _checked(name_of_adapter(place) if name is None else name)
         with self._changing:
-            _check_free(name, self.now.models)
+            name = _checked(name_of_adapter(place) if name is None else name, self.now.models)
             if len(self.now.models) >= self._most:
                 raise TooManyAdapters(
                     f"{self._most} adapters are loaded, which is the maximum: unload one of them first"
@@ -260,17 +259,13 @@ def _named(given: Iterable[str]) -> dict[str, Path]:
         name, mark, path = each.partition("=")
         if not (mark and name) or "/" in name or os.path.exists(each):  # a path alone
             name, path = name_of_adapter(Path(each)), each
-        _check_free(_checked(name), named)
-        named[name] = Path(path)
+        named[_checked(name, named)] = Path(path)
     return named
 
 
-def _checked(name: str) -> str:
+def _checked(name: str, taken: Collection[str]) -> str:
     if not name.strip() or "/" in name or unseen(name):
         raise AdaptError(f"an adapter cannot be called {brief(name)}: give a visible name without / as NAME=PATH")
-    return name
-
-
-def _check_free(name: str, taken: Collection[str]) -> None:
     if name in taken:
         raise AdaptError(f"the name {name} is given twice: give one of the two another name, as NAME=PATH")
+    return name
