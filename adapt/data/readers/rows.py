@@ -152,8 +152,9 @@ def to_split(
     """
     unlabelled = tuple(replace(row.item, turned=turned) for row in rows if row.part == parts.UNLABELLED)
     rows = [row for row in rows if row.part != parts.UNLABELLED]
-    if unlabelled and not rows:
-        raise AdaptError(f"data {name!r}: none of the {len(unlabelled):,} images has a label. Label some of each class")
+    if not rows:
+        labelled = f"none of the {len(unlabelled):,} images has a label. Label some of each class"
+        raise AdaptError(f"data {name!r}: {labelled if unlabelled else 'there is no row that can be used'}")
     try:  # some tasks derive each label from the labels of all items
         task = kind_of(row.item for row in rows)
         labels = task.completed([row.item.label for row in rows])
