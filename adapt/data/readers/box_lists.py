@@ -89,7 +89,7 @@ def _row(problems: list[str], where: str, row: object) -> Iterator[None]:
         yield
     except AdaptError as error:
         problems.append(f"{where}: {error}")
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, ElementTree.ParseError) as error:
         problems.append(f"{where} is {brief(row)}, which cannot be read ({type(error).__name__}: {error})")
 
 
@@ -174,10 +174,7 @@ def _voc(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
             text = read_text(file)
             if "<!ENTITY" in text:
                 raise ValueError("it defines entities, as no annotation does")
-            try:
-                tree = ElementTree.fromstring(text)
-            except ElementTree.ParseError as error:
-                raise ValueError(error) from error
+            tree = ElementTree.fromstring(text)
             path = under(str(images), tree.findtext("filename") or "", str(file))
             width, height = (tree.findtext(f"size/{side}") for side in ("width", "height"))
             stated = (int(width), int(height)) if width and height else None
