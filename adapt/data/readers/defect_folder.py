@@ -14,7 +14,7 @@ from adapt.data.decoding.masks import NORMAL
 from adapt.data.readers import parts
 from adapt.data.readers.base import FolderReader
 from adapt.data.readers.folder import images_in, subfolders
-from adapt.data.readers.lines import csv_reader, readable
+from adapt.data.readers.lines import csv_rows
 from adapt.data.readers.rows import listed, to_split
 from adapt.data.split import Split
 
@@ -62,13 +62,16 @@ def read_defect_folder(root: str | os.PathLike[str]) -> Split:
     return to_split(os.path.basename(root), root, rows, (NORMAL, ABNORMAL), (1.0, 0.0, 0.0), 0)
 
 
-def objects_in(folder: str) -> list[str]:
-    """Return the folders of the objects in a folder of MVTec AD or of VisA by name, or `folder` if it has none."""
+def objects_in(spec: str) -> list[str]:
+    """Return the data of each object in `defects:FOLDER` of MVTec AD or of VisA by name, or `spec` if it has none."""
+    folder = spec.removeprefix(DefectFolder.prefix)
+    if folder == spec:
+        return [spec]
     if os.path.isfile(os.path.join(folder, _LIST)):
         names = sorted({row[0] for row in _rows_of(folder)})
     else:
         names = [name for name in subfolders(folder) if "test" in subfolders(os.path.join(folder, name))]
-    return [os.path.join(folder, name) for name in names] or [folder]
+    return [f"{DefectFolder.prefix}{os.path.join(folder, name)}" for name in names] or [spec]
 
 
 def _listed_object(whole: str, name: str) -> Split:
@@ -91,9 +94,9 @@ def _listed_object(whole: str, name: str) -> Split:
 def _rows_of(whole: str) -> list[list[str]]:
     """Return object, part, kind, image and mask of each line of VisA's list."""
     path = os.path.join(whole, _LIST)
-    with readable(f"CSV {path!r}"):
-        rows = [list(row.values()) for row in csv_reader(path)]
-    if wrong := next((number for number, row in enumerate(rows, 2) if len(row) != 5 or None in row), None):
+    columns = "object", "split", "label", "image", "mask"
+    rows = [[row.get(column, "") for column in columns] for row in csv_rows(path)[1]]
+    if wrong := next((number for number, row in enumerate(rows, 2) if not all(row[:4])), None):
         raise AdaptError(f"{path} line {wrong} does not have the five columns object, split, label, image and mask")
     if other := next((number for number, row in enumerate(rows, 2) if row[1] not in parts.NAMES), None):
         raise AdaptError(f"{path} line {other} has the split {rows[other - 2][1]!r}; expected {', '.join(parts.NAMES)}")
