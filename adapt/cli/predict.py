@@ -225,7 +225,7 @@ def predict(
                 from adapt.models import watch
 
                 windows = [(watch.Windows(model.watch, at_once=_AT_ONCE), []) for model in models]
-                if of_items or together or explain:
+                if of_items or together or (explain and maps is None):  # maps of what answers rest on are of images
                     click.echo("warning: the watch sees single images alone, and none of these answers", err=True)
         for number, (answer, reasons) in enumerate(answers):
             first = read[number][0]
