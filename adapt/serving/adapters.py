@@ -132,7 +132,7 @@ class ServedAdapters:
         self._changing = threading.Lock()
         models = {name: apart(self._loaded, path) for name, path in _named(given).items()}
         self.now = Served(models, next(iter(models), ""))
-        self.indexes = {name: apart(self._searched, path) for name, path in _named(indexes).items()}
+        self.indexes = {name: apart(self._searched, path) for name, path in _named(indexes, models).items()}
         if not (models or self.indexes):
             raise AdaptError("there is nothing to serve: give the path of at least one adapter, or an --index")
 
@@ -151,7 +151,7 @@ class ServedAdapters:
         """
         place = self._within(path)
         with self._changing:
-            name = _checked(name_of_adapter(place) if name is None else name, self.now.models)
+            name = _checked(name_of_adapter(place) if name is None else name, {*self.now.models, *self.indexes})
             if len(self.now.models) >= self._most:
                 raise TooManyAdapters(
                     f"{self._most} adapters are loaded, which is the maximum: unload one of them first"
@@ -252,14 +252,14 @@ class ServedAdapters:
             yield unadapted(backbone.turning(True), ("object",))
 
 
-def _named(given: Iterable[str]) -> dict[str, Path]:
-    """Return the path of each of `given`, a path or `NAME=PATH`, by its name. Raises AdaptError for equal names."""
+def _named(given: Iterable[str], taken: Collection[str] = ()) -> dict[str, Path]:
+    """Return the path of each of `given`, a path or `NAME=PATH`, by its name. Raises AdaptError for a `taken` name."""
     named: dict[str, Path] = {}
     for each in given:
         name, mark, path = each.partition("=")
         if not (mark and name) or "/" in name or os.path.exists(each):  # a path alone
             name, path = name_of_adapter(Path(each)), each
-        named[_checked(name, named)] = Path(path)
+        named[_checked(name, {*taken, *named})] = Path(path)
     return named
 
 
