@@ -113,7 +113,8 @@ def in_bags(rows: Sequence[Listed], where: str) -> list[Listed]:
                         f"{words[1]!r} at {row.item.path!r}. All images of an item need the same {column}"
                     )
         paths = (first.item.path, *(row.item.path for row in others))
-        joined.append(first._replace(item=replace(first.item, paths=paths)) if first.bag else first)
+        names = tuple(name for row in (first, *others) for name in row.item.view_names)
+        joined.append(first._replace(item=replace(first.item, paths=paths, view_names=names)) if first.bag else first)
     return joined
 
 
