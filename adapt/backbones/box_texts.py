@@ -20,6 +20,7 @@ Size = tuple[int, int]  # width and height
 
 _N = r"(-?\d+(?:\.\d+)?)"
 _FOUR = re.compile(rf"{_N}[,\s]+{_N}[\])]?[,\s]+[\[(]?{_N}[,\s]+{_N}")  # with brackets of any kind around them
+_FENCE = re.compile(r"```(?:json)?|\s+")
 _BEYOND = 0.05  # of a picture's side: answers further outside are no boxes of it
 _DIGITS, _POWERS = ("one", "two", "three", "four"), (16, 4, 1)
 _TINY = 1e-6  # units, for edges that rounding moved over a boundary
@@ -74,7 +75,7 @@ class BoxForm:
 
         An answer in another form than the family's is read as four numbers in the family's units, unless `strict`.
         """
-        if answer.strip() == self.none:
+        if _FENCE.sub("", answer) == _FENCE.sub("", self.none):
             return ()
         own = list(re.finditer(self.pattern, answer))
         scale, shift = self._scale(size, seen)

@@ -23,13 +23,14 @@ class ImageFile(NamedTuple):
     """An image file and its name in the output, which is the name in the .csv that lists the image, or its path.
 
     `item` is the name of the item of several images that it belongs to, or "", and `source` the .csv or folder where
-    this name is known.
+    this name is known. `view` is the name of what it shows of the item, or "".
     """
 
     path: Path
     called: str
     item: str = ""
     source: str = ""
+    view: str = ""
 
 
 def is_adapter(path: Path) -> bool:
@@ -65,7 +66,7 @@ def image_files(images: Sequence[Path], items: bool = False) -> Iterator[ImageFi
             from adapt.data.readers.csv_file import read_paths
 
             listed = read_paths(path)
-            yield from (ImageFile(Path(image), called, item, str(path)) for image, called, item in listed)
+            yield from (ImageFile(Path(image), called, item, str(path), view) for image, called, item, view in listed)
         elif path.is_dir():
             from adapt.data.readers.passed_over import besides, note_files
 
@@ -86,18 +87,18 @@ def by_item(files: Sequence[ImageFile]) -> list[list[ImageFile]]:
 
 
 def opened_items(
-    items: Sequence[Sequence[ImageFile]], read: list[list[ImageFile]], turnings: set[bool]
-) -> Iterator[list[Image.Image | Path]]:
+    items: Sequence[Sequence[ImageFile]], read: list[list[ImageFile]], views: bool, turnings: set[bool]
+) -> Iterator[list[object]]:
     """Yield the images of each item as `readable_images` does, and append the item's readable files to `read`.
 
-    An item without a readable image is left out.
+    With `views`, each is in a pair with the name of its view. An item without a readable image is left out.
     """
     for files in items:
         own: list[ImageFile] = []
-        images = list(readable_images(files, own, turnings))
+        images: list[object] = list(readable_images(files, own, turnings))
         if images:
             read.append(own)
-            yield images
+            yield [(file.view, image) for file, image in zip(own, images, strict=True)] if views else images
 
 
 def readable_images(

@@ -24,8 +24,6 @@ from adapt.common.shown import SEPARATOR, csv_text, first_of, shown
 from adapt.formats import distinct_names
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from adapt.common.progress import Progress
     from adapt.models.answer import Reasons
     from adapt.models.prediction import Prediction, Query
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
     from adapt.models.wrap import Model
 
     # from whether images are turned upright by EXIF, or read as stored, as the models need them, to those of each item
-    Opened = Callable[[set[bool]], Iterable[list[Image.Image | Path]]]
+    Opened = Callable[[set[bool]], Iterable[list[object]]]
     Answer = tuple[Sequence[Prediction], Sequence[Reasons]]  # of each adapter, and reasons of a single one
     Write = Callable[[str, Sequence[Prediction], Sequence[Reasons]], None]  # takes the name of an image first
 
@@ -191,7 +189,7 @@ def predict(
     if as_csv:
         write = Columns(adapters, threshold is not None, top_k, sets is not None)
     read: list[list[ImageFile]] = []
-    opened = partial(opened_items, by_item(files), read)
+    opened = partial(opened_items, by_item(files), read, of_items)
     with common.quiet_libraries():
         from adapt.models.prediction import Query
 
@@ -202,6 +200,7 @@ def predict(
             answers = _by_captions(vocabulary_free, backbone, device, query, opened)
         else:
             from adapt.loading import load_many
+            from adapt.methods.base.traits import PoolsBags, trait
 
             given = [*map(hub.spelled, members)], common.given_backbone(backbone, device), common.class_names(classes)
             if average:
@@ -211,6 +210,8 @@ def predict(
             else:
                 models = load_many(*given, device=device)
             for model in models:
+                if of_items and (pools := trait(model.method, PoolsBags)):
+                    pools.check_views((file.called, file.view) for file in files)
                 common.set_at_use(model, at_use)
                 if sets is not None:
                     promise = model.sets_at(sets, of_items, together).promise(sets, model.class_names)
@@ -225,7 +226,7 @@ def predict(
                 from adapt.models import watch
 
                 windows = [(watch.Windows(model.watch, at_once=_AT_ONCE), []) for model in models]
-                if of_items or together or explain:
+                if of_items or together or (explain and maps is None):  # maps of what answers rest on are of images
                     click.echo("warning: the watch sees single images alone, and none of these answers", err=True)
         for number, (answer, reasons) in enumerate(answers):
             first = read[number][0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
@@ -119,12 +118,7 @@ def few_normal(
         chosen = _read(recipe, own, "few_normal", _CLASSES | {"data.shots": "give --shots"})
         return protocols.few_normal(chosen, common.numbers("shots", counts), _seeds(own))
 
-    folders = [each.removeprefix("defects:") for each in sets]
-    objects = [
-        [f"defects:{own}" for own in objects_in(folder)] if folder != each else [each]
-        for folder, each in zip(folders, sets, strict=True)
-    ]
-    _on_each(tuple(chain.from_iterable(objects)), options, of_set)
+    _on_each(tuple(each for given in sets for each in objects_in(given)), options, of_set)
 
 
 @command("base-to-new", without=("data", "seed"))

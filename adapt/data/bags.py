@@ -6,8 +6,9 @@ batch, the images of each bag stand one after another without padding. This modu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -20,24 +21,29 @@ BagPooling = Literal["features", "logits"]  # what is averaged over the images o
 
 
 class Bags(NamedTuple):
-    """A batch of bags: the `images` of all, `(m, 3, h, w)` or features `(m, e)`, and the `counts` of images `(b,)`."""
+    """A batch of bags: the `images` of all, `(m, 3, h, w)` or features `(m, e)`, and the `counts` of images `(b,)`.
+
+    `view_names` are the names of the images' views, such as front and side, if they have names.
+    """
 
     images: Tensor
     counts: Tensor
+    view_names: tuple[str, ...] = ()
 
 
-def bag_of(images: Sequence[Tensor]) -> Bags:
+def bag_of(images: Sequence[Tensor], view_names: tuple[str, ...] = ()) -> Bags:
     """Return the images of one item as `Bags`."""
     import torch
 
-    return Bags(torch.stack([*images]), torch.tensor([len(images)]))
+    return Bags(torch.stack([*images]), torch.tensor([len(images)]), view_names)
 
 
 def joined(bags: Sequence[Bags]) -> Bags:
     """Return several batches of bags as one."""
     import torch
 
-    return Bags(torch.cat([each.images for each in bags]), torch.cat([each.counts for each in bags]))
+    images, counts, names = zip(*bags, strict=True)
+    return Bags(torch.cat(images), torch.cat(counts), tuple(chain(*names)))
 
 
 def is_bag(item: Item) -> bool:
@@ -52,7 +58,12 @@ def has_bags(items: Iterable[Item]) -> bool:
 
 def singles(items: Sequence[Item]) -> list[Item]:
     """Return the images of all items as items of one image each, with the label of the whole."""
-    return [replace(item, paths=(path,), group=item.kept_with) for item in items for path in item.paths]
+    return [replace(item, paths=(path,), group=item.kept_with, view_names=()) for item in items for path in item.paths]
+
+
+def views_of(items: Iterable[Item]) -> Iterator[tuple[str, str]]:
+    """Yield the path of each image with the name of its view, or ""."""
+    return chain.from_iterable(zip_longest(item.paths, item.view_names, fillvalue="") for item in items)
 
 
 def largest(items: Sequence[Item]) -> int:

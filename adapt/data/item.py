@@ -229,6 +229,7 @@ class Item:
 
     If `turned`, images are turned upright by their EXIF orientation, as is the default for users' own photographs;
     otherwise images are used as stored. A trained model always reads images in the same way as its training images.
+    `view_names` are the names of the views that the images of a bag show, such as front and side, if they have names.
     """
 
     paths: tuple[str, ...]
@@ -237,6 +238,7 @@ class Item:
     group: str = ""
     text: str = ""
     turned: bool = field(default=False, compare=False)
+    view_names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, *, domain: str = "", group: str = "", turned: bool = False, **cells: Any) -> Item:
@@ -316,7 +318,8 @@ class Item:
         """Return the item's data for a split's fingerprint: `path`, the text, and the label with paths below `root`."""
         others = [os.path.relpath(each, os.path.dirname(self.path)) for each in self.paths[1:]]
         bag = {"others": others} if others and self.task.takes_bags else {}
-        return {"path": path, "text": self.text, self.task.name: self.label.identity(root), **bag}
+        views = {"views": self.view_names} if self.view_names else {}
+        return {"path": path, "text": self.text, self.task.name: self.label.identity(root), **bag, **views}
 
 
 def items_id(items: Sequence[Item]) -> str:
@@ -339,7 +342,7 @@ def items_id(items: Sequence[Item]) -> str:
 
 
 # columns that say where an item comes from, not what it is
-PLACES = frozenset({"path", "text", "split", "domain", "group", "item", "x0", "y0", "x1", "y1"})
+PLACES = frozenset({"path", "text", "split", "domain", "group", "item", "view", "x0", "y0", "x1", "y1"})
 
 TASKS: Listing[Any] = Listing(
     "adapt.tasks",

@@ -97,7 +97,7 @@ class WordScores(QuestionScores):
 
     def figures(self) -> JsonObject:
         means = {name: sum(values) / self.images for name, values in self._values.items()}
-        return super().figures() | {"main_title": self.main_title, **means}
+        return super().figures() | means
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
@@ -137,7 +137,7 @@ class PairScores(QuestionScores):
         return sum(self.margins) / self.images
 
     def figures(self) -> JsonObject:
-        return super().figures() | {"main_title": self.main_title, "margin": self.margin}
+        return super().figures() | {"margin": self.margin}
 
     def summary(self) -> dict[str, str]:
         return {"margin": f"{self.margin:7.2f}  (log-probability of the chosen answer minus the rejected)"}

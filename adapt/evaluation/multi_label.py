@@ -92,6 +92,10 @@ class MultiLabelScores(Scores):
         return {}
 
     @property
+    def mean_class_accuracy(self) -> float:
+        return self.accuracy  # an image has no single class
+
+    @property
     def mean_average_precision(self) -> float:
         return sum(self.by_class.values()) / max(1, len(self.by_class))
 
@@ -100,13 +104,7 @@ class MultiLabelScores(Scores):
         return reliability(self.probabilities, self.truth)
 
     def figures(self) -> JsonObject:
-        return {
-            "main": self.main,
-            "main_title": self.main_title,
-            "accuracy": self.accuracy,
-            "images": self.images,
-            "mean_class_accuracy": self.accuracy,  # an image has no single class
-            "calibration_error": self.calibration_error,
+        return super().figures() | {
             "mean_average_precision": self.mean_average_precision,
             **self._f1_at(np.arange(self.images)),
         }

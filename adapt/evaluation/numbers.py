@@ -53,11 +53,7 @@ class GradedScores(Scores):
         return -(torch.tensor(self.numbers).double() - torch.tensor(self.targets).double()).abs()
 
     def figures(self) -> JsonObject:
-        return super().figures() | {
-            "main": self.main,
-            "main_title": self.main_title,
-            **self._at(np.arange(self.images)),
-        }
+        return super().figures() | self._at(np.arange(self.images))
 
     def _at(self, places: np.ndarray) -> dict[str, float]:
         """Return the figures of the images at `places`, by name in the order of the titles."""

@@ -132,7 +132,8 @@ class Scores:
 
     def figures(self) -> JsonObject:
         """Return the few metrics that are saved in metrics.json and in the header of an adapter file."""
-        return {
+        own = {name: getattr(self, name) for name in ("main", "main_title")}
+        return {name: value for name, value in own.items() if value != getattr(Scores, name)} | {
             "accuracy": self.accuracy,
             "images": self.images,
             "mean_class_accuracy": self.mean_class_accuracy,

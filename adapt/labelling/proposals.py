@@ -110,7 +110,7 @@ def _is_text(path: str) -> bool:
 
 def _images_in(source: Path) -> list[str]:
     if source.suffix.lower() == ".csv" and source.is_file():
-        return [path for path, _, _ in read_paths(source)]
+        return [path for path, *_ in read_paths(source)]
     if not source.is_dir():
         if not source.is_file():
             why = "; `recommend` and `data check` write a list only if they find something" * (source.suffix == ".csv")

@@ -182,17 +182,20 @@ def _of_items(
 def _batches_of_bags(model: ImageModel, items: Iterable[Sequence[object]], size: int, urls: bool) -> Iterator[Bags]:
     """Yield batches of about `size` preprocessed images, without dividing an item."""
     transform = model.transform()
-    turned, images, counts = turns(transform), list[Any](), list[int]()
+    turned, images, counts, names = turns(transform), list[Any](), list[int](), list[str]()
     for number, item in enumerate(items):
         if isinstance(item, str | bytes) or not isinstance(item, Sequence) or not item:
             raise AdaptError(f"item {number} is {brief(item)}; expected a list of one or more images for each item")
-        images += [transform(open_image(image, turned=turned, urls=urls)) for image in item]
+        for each in item:
+            name, image = each if isinstance(each, tuple) else ("", each)
+            names.append(name)
+            images.append(transform(open_image(image, turned=turned, urls=urls)))
         counts.append(len(item))
         if len(images) >= size:
-            yield Bags(model.batched(images), torch.tensor(counts))
-            images, counts = [], []
+            yield Bags(model.batched(images), torch.tensor(counts), tuple(names))
+            images, counts, names = [], [], []
     if counts:
-        yield Bags(model.batched(images), torch.tensor(counts))
+        yield Bags(model.batched(images), torch.tensor(counts), tuple(names))
 
 
 def _of_bags(model: ImageModel, bags: Bags, query: Query) -> Iterator[Prediction]:
@@ -213,7 +216,7 @@ def _of_bags(model: ImageModel, bags: Bags, query: Query) -> Iterator[Prediction
     if pools is None or by_logits:
         weights = (1 / counts).repeat_interleave(counts)
     else:
-        weights = pools.weights(whole.image_features, counts)
+        weights = pools.weights(whole.image_features, counts, bags.view_names)
     sizes = bags.counts.tolist()
     for prediction, own, shares in zip(
         predictions(logits, model.class_names, query, model.answers, features, numbers, whole.members),

@@ -114,10 +114,12 @@ def item_features(
     return F.normalize(features.float(), dim=-1) if unit else features.float()
 
 
-def bag_features(model: ImageModel, items: Sequence[Item], *, workers: int, progress: Progress | None) -> list[Tensor]:
-    """Return the backbone's unit-length features `(k, e)` of the k images of each item, from the cache."""
+def bag_features(
+    model: ImageModel, items: Sequence[Item], *, workers: int, progress: Progress | None
+) -> list[tuple[Tensor, tuple[str, ...]]]:
+    """Return the backbone's unit-length features `(k, e)` of each item's k images, cached, and their views' names."""
     features = item_features(model, singles(items), workers=workers, progress=progress)
-    return [*features.split(sizes(items))]
+    return [*zip(features.split(sizes(items)), (item.view_names for item in items), strict=True)]
 
 
 def view_features(model: ImageModel, items: Sequence[Item], *, workers: int, progress: Progress | None) -> Tensor:

@@ -15,7 +15,7 @@ from typing_extensions import TypeVar
 from adapt.backbones.base import ImageEncoder
 from adapt.common.devices import moved
 from adapt.common.errors import AdaptError
-from adapt.data.bags import bag_mean, has_bags
+from adapt.data.bags import bag_mean, has_bags, views_of
 from adapt.edits import After, Edit, Outputs, Replace
 from adapt.engine import vision
 from adapt.engine.hooks import watched
@@ -133,6 +133,8 @@ class ImageModel(Adapted[E]):
     def check_items(self, items: Sequence[Item]) -> None:
         if has_bags(items):
             self.check_takes_bags()
+            if (pools := trait(self.method, PoolsBags)) and self.answers.pooling == "features":
+                pools.check_views(views_of(items))
 
     def check_takes_bags(self) -> None:
         """Raise AdaptError if the model cannot read items of several images."""
@@ -171,13 +173,13 @@ class ImageModel(Adapted[E]):
         projected = projects.project(features)
         return F.normalize(projected, dim=-1) if unit else projected
 
-    def pooled(self, features: Tensor, counts: Tensor) -> Tensor:
+    def pooled(self, features: Tensor, counts: Tensor, view_names: Sequence[str] = ()) -> Tensor:
         """Return unit-length features `(b, e)` of bags, pooled from the unit-length features `(m, e)` of their images.
 
-        `counts` `(b,)` are the numbers of images, which stand one bag after another.
+        `counts` `(b,)` are the numbers of images, which stand one bag after another, with the names of their views.
         """
         pools = trait(self.method, PoolsBags)
-        pooled = bag_mean(features, counts) if pools is None else pools.pool_bags(features, counts)
+        pooled = bag_mean(features, counts) if pools is None else pools.pool_bags(features, counts, view_names)
         return F.normalize(pooled, dim=-1)
 
     def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
@@ -309,8 +311,9 @@ class ImageModel(Adapted[E]):
     ) -> list[Prediction]:
         """Return a prediction for each item of several images of one thing, such as `[["a.jpg", "b.jpg"], ["c.jpg"]]`.
 
-        Images are as in `predict`. `prediction.images` says what each image contributes. Raises AdaptError in the cases
-        that `predict` lists, for an item without images, and for a method that reads one image of each item.
+        Images are as in `predict`, or pairs with their view, as in `("front", "a.jpg")`. `prediction.images` says what
+        each contributes. Raises AdaptError in the cases that `predict` lists, for an item without images, for a view
+        that a method does not know by which it weighs, and for a method that reads one image of each item.
         """
         return list(self.ask(items, Query(top_k, threshold, features, items=True), batch_size, urls=urls))
 

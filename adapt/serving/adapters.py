@@ -132,7 +132,7 @@ class ServedAdapters:
         self._changing = threading.Lock()
         models = {name: apart(self._loaded, path) for name, path in _named(given).items()}
         self.now = Served(models, next(iter(models), ""))
-        self.indexes = {name: apart(self._searched, path) for name, path in _named(indexes).items()}
+        self.indexes = {name: apart(self._searched, path) for name, path in _named(indexes, models).items()}
         if not (models or self.indexes):
             raise AdaptError("there is nothing to serve: give the path of at least one adapter, or an --index")
 
@@ -150,9 +150,8 @@ class ServedAdapters:
         classes, and TooManyAdapters if the server is full.
         """
         place = self._within(path)
-        name = _checked(name_of_adapter(place) if name is None else name)
         with self._changing:
-            _check_free(name, self.now.models)
+            name = _checked(name_of_adapter(place) if name is None else name, {*self.now.models, *self.indexes})
             if len(self.now.models) >= self._most:
                 raise TooManyAdapters(
                     f"{self._most} adapters are loaded, which is the maximum: unload one of them first"
@@ -253,24 +252,20 @@ class ServedAdapters:
             yield unadapted(backbone.turning(True), ("object",))
 
 
-def _named(given: Iterable[str]) -> dict[str, Path]:
-    """Return the path of each of `given`, a path or `NAME=PATH`, by its name. Raises AdaptError for equal names."""
+def _named(given: Iterable[str], taken: Collection[str] = ()) -> dict[str, Path]:
+    """Return the path of each of `given`, a path or `NAME=PATH`, by its name. Raises AdaptError for a `taken` name."""
     named: dict[str, Path] = {}
     for each in given:
         name, mark, path = each.partition("=")
         if not (mark and name) or "/" in name or os.path.exists(each):  # a path alone
             name, path = name_of_adapter(Path(each)), each
-        _check_free(_checked(name), named)
-        named[name] = Path(path)
+        named[_checked(name, {*taken, *named})] = Path(path)
     return named
 
 
-def _checked(name: str) -> str:
+def _checked(name: str, taken: Collection[str]) -> str:
     if not name.strip() or "/" in name or unseen(name):
         raise AdaptError(f"an adapter cannot be called {brief(name)}: give a visible name without / as NAME=PATH")
-    return name
-
-
-def _check_free(name: str, taken: Collection[str]) -> None:
     if name in taken:
         raise AdaptError(f"the name {name} is given twice: give one of the two another name, as NAME=PATH")
+    return name

@@ -68,9 +68,9 @@ class Boxes(Conversations):
         scores = scored(items, inference.of_batches(model, items, model.decide))
         read = [speaker.found(text, label.size) for text, label in zip(scores.predicted, labels, strict=True)]
         found = [None if boxes is None else tuple(box.edges for box in boxes) for boxes in read]
-        told = [None if boxes is None else plain_text(label.name, boxes) for boxes, label in zip(found, labels)]
-        own = vars(scores) | {
-            "predicted": tuple(plain or text for plain, text in zip(told, scores.predicted)),
-            "questions": tuple(label.name for label in labels),
-        }
+        told = [
+            text if boxes is None else plain_text(label.name, boxes)
+            for text, label, boxes in zip(scores.predicted, labels, found, strict=True)
+        ]
+        own = vars(scores) | {"predicted": tuple(told), "questions": tuple(label.name for label in labels)}
         return BoxScores(**own, boxes=tuple(label.boxes for label in labels), found=tuple(found))

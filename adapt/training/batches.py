@@ -65,7 +65,7 @@ class Batches(ABC):
 
     def __init__(self, items: Sequence[Item], draws: Shares, processes: Processes) -> None:
         self.items, self._draws = items, draws
-        self.gathered = processes.gathers
+        self.gathered = processes.count > 1 and not processes.by_items
 
     def __len__(self) -> int:
         return len(self._draws)

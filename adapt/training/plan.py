@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from adapt import methods, tasks
 from adapt.common.errors import AdaptError
 from adapt.common.validation import explain
-from adapt.data.bags import BagPooling, has_bags, singles
+from adapt.data.bags import BagPooling, has_bags, singles, views_of
 from adapt.data.item import Item, items_id
 from adapt.data.split import are_turned, folds
 from adapt.methods.base import Method, trait
@@ -156,6 +156,8 @@ def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[It
         model.check_items(part)
     for part in filter(None, (val_set, test_set)):
         tasks.of(part).check_tested(model, part)
+        if (pools := trait(model.method, PoolsBags)) and has_bags(train_set):
+            pools.check_views(views_of(part), {name for _, name in views_of(train_set)})
     if train_set or needs_labels(model.method):
         _check_train(model, train_set, val_set)
 

@@ -54,11 +54,6 @@ class Processes:
     def main(self) -> bool:
         return self.number == 0
 
-    @property
-    def gathers(self) -> bool:
-        """Whether the features of a batch, of which each process encodes a share, are gathered."""
-        return self.count > 1 and not self.by_items
-
     def own(self, draws: Sequence[Each]) -> list[Each]:
         """Return this process's items of a batch that is divided by items: none if there are fewer than processes."""
         return list(draws[self.number :: self.count])

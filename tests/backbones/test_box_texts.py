@@ -44,6 +44,12 @@ def test_several_boxes_and_none(family: str) -> None:
     assert form.read(form.write("dog", [], SIZE, SEEN), SIZE, SEEN) == ()
 
 
+def test_an_empty_list_is_no_box_without_its_fence_too() -> None:
+    for answer in ("[]", " [ ]\n", "```\n[]\n```", "```json\n[]\n```"):
+        assert OF_FAMILY["qwen3_vl"].read(answer, SIZE, SEEN, strict=True) == ()
+    assert OF_FAMILY["qwen3_vl"].read("[] or so", SIZE, SEEN) is None
+
+
 def test_special_tokens_may_be_gone() -> None:
     """Answers are decoded without them."""
     for answer, name in {"dog(250,250),(750,750)": "dog", "(250,250),(750,750)": ""}.items():

@@ -127,6 +127,17 @@ def test_visa_is_read_from_its_list(visa: Path) -> None:
         load(f"defects:{visa / 'pcb1'}")
 
 
+def test_visas_labels_are_read_in_any_case_and_its_defects_need_their_masks(visa: Path) -> None:
+    path = visa / "split_csv" / "1cls.csv"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([rows[0], *(row.replace(",normal,", ",Normal ,") for row in rows[1:])]))
+    assert [item.answer for item in load(f"defects:{visa / 'pcb1'}").test].count("abnormal") == 4
+    path.write_text("\n".join([*rows[:-1], rows[-1].rpartition(",")[0] + ","]))
+    with pytest.raises(AdaptError, match=r"Anomaly/003\.JPG' is an image of a defect without a mask: add it"):
+        load(f"defects:{visa / 'pcb1'}")
+    assert len(load(f"defects:{visa / 'candle'}").test) == 7
+
+
 def test_published_averages_are_of_all_objects_alone() -> None:
     names = papers._table()["objects"]
     assert (len(names["mvtec"]), len(names["visa"])) == (15, 12)

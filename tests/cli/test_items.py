@@ -44,6 +44,30 @@ def test_a_list_of_items_gets_an_answer_each(run, adapter: Path, listed: Path, o
     assert [row["class"] for row in rows] == [each.class_name for each in predictions]
 
 
+def test_a_list_names_views_by_which_an_adapter_weighs(
+    run, refused, model_folder: Path, listed: Path, tmp_path: Path
+) -> None:
+    rows = listed.read_text().splitlines()
+    views = ["view", "front", "front", "side", "side", "front"]
+    listed.write_text("\n".join(f"{row},{view}" for row, view in zip(rows, views, strict=True)))
+    split = adapt.data.load(listed)
+    model = adapt.wrap(adapt.load_backbone(str(model_folder)), adapt.methods.ABMIL(by="view"), split.class_names)
+    items = tuple(split.items())
+    adapt.fit(model, items, lr=0.1, optimizer="adam", epochs=3, batch_size=4, progress=False)
+    adapter = model.save(tmp_path / "views.safetensors")
+    result = run("predict", adapter, listed, "--json")
+    assert result.exit_code == 0, result.output
+    weights = [[each["weight"] for each in json.loads(line)["images"]] for line in result.stdout.splitlines()]
+    front, side = model.method.view_scores.softmax(0).tolist()
+    assert front != side
+    assert weights[0] == weights[1] == pytest.approx([front, side], abs=1e-5)
+    result = run("eval", adapter, "--data", listed, "--part", "all")
+    assert result.exit_code == 0, result.output
+    listed.write_text(listed.read_text().replace(",side", ",top"))
+    for command in (["predict", adapter, listed], ["eval", adapter, "--data", listed, "--part", "all"]):
+        refused(run(*command), "has the view 'top', which no training image has")
+
+
 def test_folders_are_items_if_asked(run, adapter: Path, own_photos: Path) -> None:
     found = [
         json.loads(line)

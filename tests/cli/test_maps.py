@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageChops
 
 import adapt
 from adapt.data import load
 from adapt.data.decoding.images import open_image
+from adapt.models.watch import Watch
 
 
 @pytest.fixture
@@ -62,12 +64,15 @@ def test_nothing_is_written_over_and_only_maps_are_drawn(run, adapter: Path, pho
 
 def test_what_the_answers_of_any_adapter_rest_on(run, model_folder: Path, photos: Path, tmp_path: Path) -> None:
     model = adapt.wrap(adapt.load_backbone(str(model_folder)), adapt.methods.ZeroShot(), ("cat", "dog"))
+    model.watch = Watch.of(torch.randn(16, 14), None, torch.arange(16) % 2, 2)
     adapter, out = model.save(tmp_path / "plain.safetensors"), tmp_path / "why"
     result = run("predict", adapter, photos / "test", "--explain", "--maps", out, "--json")
     assert result.exit_code == 0, result.output
+    assert "the watch sees" not in result.stderr
     assert "colours show where the answer becomes less sure if that part is covered" in result.stderr
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     expected = adapt.load(adapter).decisive_maps([row["image"] for row in rows])
+    assert all(row["strangeness"] > 0 for row in rows)
     for row, scores in zip(rows, expected, strict=True):
         own = row["map"]
         with Image.open(own["scores"]) as picture:

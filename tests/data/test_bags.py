@@ -48,9 +48,20 @@ def test_lines_of_an_item_need_not_follow_each_other(tmp_path: Path) -> None:
     assert [item.paths for item in one.items()] == [item.paths for item in other.items()]
 
 
+def test_a_column_names_the_views_of_an_item(tmp_path: Path) -> None:
+    rows = [f"{row},{row.partition('.')[0][-1]}" for row in ROWS]
+    split = load(listed(tmp_path, rows[::-1], "path,label,item,view"))
+    assert {item.view_names for item in split.items()} == {("z", "y", "x")}
+    assert {each.view_names for each in singles(split.train)} == {()}
+    other = load(listed(tmp_path, [row.replace(",x", ",w") for row in rows[::-1]], "path,label,item,view"))
+    first, second = split.train[0].identity(""), other.train[0].identity("")
+    assert {name for name in first if first[name] != second[name]} == {"views"}
+
+
 @pytest.mark.parametrize(
     ("columns", "rows", "words"),
     [
+        ("path,label,view", ["1.png,a,x"], "the column view is of the images of an item: add a column item"),
         ("path,label,item", ["1.png,a,i", "2.png,b,i"], "the item 'i' has the label 'a' at '.*1.png', but 'b'"),
         ("path,label,item,split", ["1.png,a,i,train", "2.png,a,i,test"], "the item 'i' has the split 'train'"),
         ("path,label,item,domain", ["1.png,a,i,x", "2.png,a,i,y"], "has the domain 'x' at .* the same domain"),

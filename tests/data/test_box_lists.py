@@ -41,8 +41,9 @@ _XML = (
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Red on the left, blue on the right: 40 x 20 pixels."""
-    (tmp_path / "images" / "train").mkdir(parents=True)
-    for name in ("a.png", "b.png", "c.png", "images/train/a.png", "images/train/b.png"):
+    for part in ("train", "val"):
+        (tmp_path / "images" / part).mkdir(parents=True)
+    for name in ("a.png", "b.png", "c.png", "images/train/a.png", "images/train/b.png", "images/val/c.png"):
         picture = Image.new("RGB", (40, 20), RED)
         picture.paste(BLUE, (20, 0, 40, 20))
         picture.save(tmp_path / name)
@@ -105,8 +106,10 @@ def test_bad_boxes_are_refused_by_file_and_row(folder: Path, box: list[Any], mes
 
 
 def test_unknown_ids_and_images_of_another_size_are_refused(folder: Path) -> None:
-    with pytest.raises(AdaptError, match=r"annotation 2 is .*which cannot be read \(KeyError: 7\)"):
-        load(_coco(folder, lambda content: content["annotations"][1].update(image_id=7)))
+    for key, own, other in (("image_id", 7, 3), ("image_id", "3", 3), ("category_id", "1", 1)):
+        message = f"annotation 2: {key} is {own!r}; expected an id that is listed, such as {other}, as it is there"
+        with pytest.raises(AdaptError, match=message):
+            load(_coco(folder, lambda content, own={key: own}: content["annotations"][1].update(own)))
     with pytest.raises(AdaptError, match="image 2: the id 3 is there twice"):
         load(_coco(folder, lambda content: content["images"][1].update(id=3)))
     with pytest.raises(AdaptError, match=r"image 2: the size is \(20, 21\), but .*b\.png' has \(40, 20\)"):
@@ -187,7 +190,7 @@ def test_boxes_turn_with_the_photograph(folder: Path, held: int) -> None:
 
 def test_yolo_labels_are_fractions_and_polygons_count_by_their_bounds(folder: Path) -> None:
     (folder / "labels" / "train").mkdir(parents=True)
-    (folder / "data.yaml").write_text("train: images/train\nval: images/train\nnames:\n  0: red\n  1: blue\n")
+    (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames:\n  0: red\n  1: blue\n")
     labels = folder / "labels" / "train" / "a.txt"
     labels.write_text("0 0.25 0.5 0.5 1.0\n\n1 0.5 0.1 0.75 0.1 0.75 0.9\n")
     split = load(f"boxes:yolo:{folder / 'data.yaml'}")
@@ -195,8 +198,9 @@ def test_yolo_labels_are_fractions_and_polygons_count_by_their_bounds(folder: Pa
         ("a.png", "red"): ((0.0, 0.0, 20.0, 20.0),),
         ("a.png", "blue"): ((20.0, 2.0, 30.0, 18.0),),
         ("b.png", "red"): (),
+        ("c.png", "blue"): (),
     }
-    assert len(split.train) == len(split.val) == 3
+    assert (len(split.train), len(split.val)) == (3, 1)
     labels.write_text(
         "0 0.25 0.5 0.5 1.0\n2 0.5 0.5 0.1 0.1\n1 0.9 0.5 0.3 0.1\n1 0.5 0.5 -0.1 0.1\n0.5 0 0 1 1\n0 1 2 3\n"
     )
@@ -210,6 +214,29 @@ def test_yolo_labels_are_fractions_and_polygons_count_by_their_bounds(folder: Pa
     assert f"{labels} line 4: the box has x from 22 to 18" in swapped
     assert "line 5 is '0.5 0 0 1 1'" in no_class
     assert "line 6: there are 3 numbers" in few
+
+
+def test_yolo_images_are_of_one_part(folder: Path) -> None:
+    (folder / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [red]\n")
+    (folder / "labels" / "train").mkdir(parents=True)
+    (folder / "labels" / "train" / "a.txt").write_text("0 0.25 0.5 0.5 1.0\n")
+    with pytest.raises(InconsistentError, match=r"train/a\.png' is there twice, in train and in val: list") as refused:
+        load(f"yolo:{folder / 'data.yaml'}")
+    assert len(refused.value.problems) == 2
+
+
+def test_voc_images_without_an_xml_are_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "JPEGImages").mkdir()
+    for name in "abc":
+        (folder / f"{name}.png").rename(folder / "JPEGImages" / f"{name}.png")
+    (folder / "a.xml").write_text(_XML.format(name="a.png", box=(1, 1, 20, 20)))
+    assert [Path(item.path.partition("#")[0]).name for item in load(f"voc:{folder}").items()] == ["a.png"]
+    assert re.search(r"left out 2 images without an XML: \S+b\.png, \S+c\.png", caplog.text)
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    (folder / "ImageSets" / "Main" / "train.txt").write_text("a\nb\n")
+    caplog.clear()
+    load(f"voc:{folder}")
+    assert "left out 1 images without an XML" in caplog.text
 
 
 def test_voc_counts_from_one_and_includes_the_last_pixel(folder: Path) -> None:

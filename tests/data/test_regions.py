@@ -140,7 +140,7 @@ def test_paths_alone(write: Write, tmp_path: Path) -> None:
     """As for predictions: whatever else there is."""
     listed = write("a.png,7,0,0,20,20", "b.png,8,,,,", first="path,score,x0,y0,x1,y1")
     called = ["a.png#xywh=0,0,20,20", "b.png"]
-    assert read_paths(listed) == [(f"{tmp_path}/{name}", name, "") for name in called]
+    assert read_paths(listed) == [(f"{tmp_path}/{name}", name, "", "") for name in called]
     with pytest.raises(AdaptError, match=r"line 2: the image '\.\./a.png' is not under"):
         read_paths(write("../a.png", first="path"))
     with pytest.raises(AdaptError, match=r"expected a column 'path'.* Rename 'file' to 'path'\."):

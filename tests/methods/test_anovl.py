@@ -177,7 +177,7 @@ def test_a_folder_of_defects(screws: Path) -> None:
 
 def test_a_defect_without_a_mask_is_refused(screws: Path) -> None:
     (screws / "ground_truth/bent/0_mask.png").unlink()
-    with pytest.raises(AdaptError, match="is an image of a defect, but ground_truth has no mask"):
+    with pytest.raises(AdaptError, match="is an image of a defect without a mask: add it"):
         read_defect_folder(screws)
 
 

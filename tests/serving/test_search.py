@@ -119,6 +119,8 @@ def test_an_index_of_an_adapter_is_searched_by_it(
     with_it = ServedAdapters([f"{saved}/lora.safetensors"], backbone=open_clip, indexes=index)
     found = post(with_it, index="texts", input=ENTRIES[2], top_k=1).json()["results"]
     assert [(each["entry"], round(each["cosine"], 5)) for each in found[0]] == [(ENTRIES[2], 1.0)]
+    with pytest.raises(AdaptError, match="the name texts is given twice"):
+        ServedAdapters([f"texts={saved}/lora.safetensors"], backbone=open_clip, indexes=index)
     with pytest.raises(AdaptError, match=r"no adapter here fits the index .*: serve the adapter that it was made with"):
         ServedAdapters([f"{saved}/coop.safetensors"], backbone=open_clip, indexes=index)
 

@@ -23,6 +23,7 @@ from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
 from adapt.methods.base import Encoded
 from adapt.models.features import item_features
+from adapt.training.start import start_from
 
 _OTHERS = ("anovl", "cafo", "descriptions", "locality", "vladva", "zero_shot")  # of other models, data or settings
 CLASSIFIERS = [
@@ -208,3 +209,54 @@ def test_abmil_trains_on_items_and_weighs_images(gated: bool, bags: Split, tmp_p
     assert prediction.probability == pytest.approx(evaluate(loaded, bags.test, workers=0).confidence[0], abs=1e-4)
     decoded = evaluate(loaded, bags.test, workers=0, cache=False)
     assert decoded.confidence == pytest.approx(evaluate(loaded, bags.test, workers=0).confidence, abs=1e-4)
+
+
+def seen_from(items: tuple[Item, ...], *names: str) -> tuple[Item, ...]:
+    """Return items whose first image shows a thing from the first of the named views, and so on."""
+    return tuple(replace(item, view_names=names[: len(item.paths)]) for item in items)
+
+
+def test_images_of_a_view_share_its_weight() -> None:
+    method = methods.ABMIL(by="view", view_names=("front", "side"), unknown_view="mean")
+    method.build(SimpleNamespace(embed_dim=4, device=torch.device("cpu")), ())  # type: ignore[arg-type]
+    features, counts = torch.randn(7, 4), torch.tensor([3, 2, 2])
+    names = ("front", "front", "side", "side", "top", "top", "back")
+    at_the_start = method.weights(features, counts, names).tolist()
+    assert at_the_start == pytest.approx([1 / 4, 1 / 4, 1 / 2, 1 / 2, 1 / 2, 1 / 2, 1 / 2])
+    with torch.no_grad():
+        method.view_scores.copy_(torch.tensor([3.0, 1.0]).log())
+    learned = method.weights(features, counts, names).tolist()
+    assert learned == pytest.approx([3 / 8, 3 / 8, 1 / 4, 1 / 3, 2 / 3, 1 / 2, 1 / 2])  # unknown ones weigh 2
+
+
+def test_weights_by_view_are_learned_kept_and_asked_for_by_name(bags: Split, tmp_path: Path) -> None:
+    train, test = seen_from(bags.train, "front", "side"), seen_from(bags.test, "side", "front")
+    model, settings = wrapped("abmil", bags, by="view"), SETTINGS | {"lr": 0.1, "optimizer": "adam"}
+    with pytest.raises(AdaptError, match=r"has the view 'sid', which no training image has; .*did you mean 'side'"):
+        adapt.fit(model, train, seen_from(bags.test, "side", "sid"), progress=False, **settings)
+    with pytest.raises(AdaptError, match=r"has no view, by which it is weighed: fill in the column view"):
+        adapt.fit(model, bags.train, bags.test, progress=False, **settings)
+    adapt.fit(model, train, test, out=tmp_path / "run", progress=False, **settings)
+    loaded = adapt.load(tmp_path / "run", backbone=model.backbone)
+    assert loaded.method.config.view_names == ("front", "side")
+    assert float(loaded.method.view_scores.diff().abs()) > 0.01
+    scores = evaluate(loaded, test, workers=0)
+    assert evaluate(loaded, test, workers=0, cache=False).confidence == pytest.approx(scores.confidence, abs=1e-4)
+    pairs = [[*zip(item.view_names, item.paths)] for item in test]
+    predictions = loaded.predict_items(pairs)
+    assert [each.probability for each in predictions] == pytest.approx(scores.confidence, abs=1e-4)
+    side, front = (each.weight for each in predictions[0].images)
+    assert torch.log(torch.tensor(side / front)) == pytest.approx(float(loaded.method.view_scores.diff()), abs=1e-4)
+    for items in ([test[0].paths], [[("top", path) for path in test[0].paths]]):
+        with pytest.raises(AdaptError, match=r"an image has (no view|the view 'top')"):
+            loaded.predict_items(items)
+    assert len(loaded.predict(test[0].paths)) == 2  # each by itself, whatever it shows
+    again = wrapped("abmil", bags, by="view", view_names=("front", "side"))
+    start_from(again, tmp_path / "run")
+    adapt.fit(again, train, test, progress=False, **settings | {"lr": 1e-9})
+    assert torch.allclose(again.method.view_scores, loaded.method.view_scores, atol=1e-6)
+
+
+def test_a_gate_reads_features_not_views(bags: Split) -> None:
+    with pytest.raises(AdaptError, match="gated attention reads features, not views"):
+        wrapped("abmil", bags, by="view", gated=True)

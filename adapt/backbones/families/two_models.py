@@ -35,9 +35,7 @@ class TwoModels(Family):
         from adapt.backbones.load import of_one_model
 
         vision, _, llm = spec.partition("+")
-        if "&" not in vision:
-            return with_language_model(of_one_model(vision, device), llm, device, name=spec)
-        first, second = two_encoders(vision, device)
+        first, second = two_encoders(vision, device) if "&" in vision else (of_one_model(vision, device), None)
         return with_language_model(first, llm, device, second=second, name=spec)
 
 

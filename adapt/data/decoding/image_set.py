@@ -49,7 +49,7 @@ class ImageSet:
         if len(item.paths) < 2 and not self._bags:
             return self.transform(open_image(item, turned=self._turned)), index
         images = tuple(self.transform(open_image(path, turned=self._turned)) for path in item.paths)
-        return bag_of(images) if self._bags else images, index
+        return bag_of(images, item.view_names) if self._bags else images, index
 
 
 def loader(

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ import yaml
 from adapt.backbones.box_texts import Edges
 from adapt.common.errors import AdaptError
 from adapt.common.grouping import grouped
-from adapt.common.shown import brief
+from adapt.common.shown import brief, first_of
 from adapt.data.decoding.files import open_file, parted, region, under
 from adapt.data.decoding.pictures import opened, orientation, size_of, turned_edges
 from adapt.data.item import Item
@@ -89,7 +89,7 @@ def _row(problems: list[str], where: str, row: object) -> Iterator[None]:
         yield
     except AdaptError as error:
         problems.append(f"{where}: {error}")
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, ElementTree.ParseError) as error:
         problems.append(f"{where} is {brief(row)}, which cannot be read ({type(error).__name__}: {error})")
 
 
@@ -123,6 +123,10 @@ def _coco(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
                 edges: Edges = (x, y, x + width, y + height)
             else:
                 edges = _bounds([value for polygon in row["segmentation"] for value in polygon])
+            for key, known in dict[str, Collection[object]](image_id=pictures, category_id=names).items():
+                if row[key] not in known:
+                    own, other = brief(row[key]), brief(next(iter(known), None))
+                    raise AdaptError(f"{key} is {own}; expected an id that is listed, such as {other}, as it is there")
             pictures[row["image_id"]].add(names[row["category_id"]], edges)
     return [*pictures.values()]
 
@@ -174,10 +178,7 @@ def _voc(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
             text = read_text(file)
             if "<!ENTITY" in text:
                 raise ValueError("it defines entities, as no annotation does")
-            try:
-                tree = ElementTree.fromstring(text)
-            except ElementTree.ParseError as error:
-                raise ValueError(error) from error
+            tree = ElementTree.fromstring(text)
             path = under(str(images), tree.findtext("filename") or "", str(file))
             width, height = (tree.findtext(f"size/{side}") for side in ("width", "height"))
             stated = (int(width), int(height)) if width and height else None
@@ -187,6 +188,9 @@ def _voc(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
                     keys = ("xmin", "ymin", "xmax", "ymax")
                     x0, y0, x1, y1 = (float(thing.findtext(f"bndbox/{key}") or "nan") for key in keys)
                     picture.add(thing.findtext("name") or "", (x0 - 1, y0 - 1, x1, y1))  # from 1, inclusive
+    known = [path for path in images_in(str(images)) if not part_of or Path(path).stem in part_of]
+    if bare := sorted({*known}.difference(picture.path for picture in pictures)):
+        logger.warning("VOC %r: left out %d images without an XML: %s", source, len(bare), first_of(bare))
     return pictures
 
 
@@ -232,10 +236,12 @@ def read_boxes(spec: str, root: str | None = None, ratios: Sequence[float] = par
     prefix = next((prefix for prefix in _FORMATS if inner.startswith(prefix)), "")
     source, problems, rows = inner.removeprefix(prefix), list[str](), list[Listed]()
     pictures = _FORMATS.get(prefix, _csv)(source, root, problems)
-    first = {(picture.path, picture.part): picture for picture in reversed(pictures)}
-    twice = [picture for picture in pictures if first[picture.path, picture.part] is not picture]
-    problems += [f"{spec!r}: {each.path!r} is there twice: list an image once, with all its boxes" for each in twice]
-    pictures = [picture for picture in pictures if first[picture.path, picture.part] is picture]
+    first = dict[str, _Picture]()
+    for picture in pictures:
+        if (one := first.setdefault(picture.path, picture)) is not picture:
+            where = f", in {one.part} and in {picture.part}" * (one.part != picture.part)
+            problems.append(f"{spec!r}: {picture.path!r} is there twice{where}: list an image once, with all its boxes")
+    pictures = [*first.values()]
     names = sorted({name for picture in pictures for name, _ in picture.things})
     if not names:
         raise InconsistentError([*problems, f"{spec!r} has no box that can be used"], None, len(problems))

@@ -27,7 +27,7 @@ from adapt.data.readers.rows import (
     to_split,
     without_rows,
 )
-from adapt.data.split import InconsistentError, Split
+from adapt.data.split import Split
 
 _READ = (*IMAGES, *TEXT, "split", "url")
 _RESTVAL = "restval"  # in Karpathy's split of COCO: more training images
@@ -80,8 +80,6 @@ def pairs_of(content: object, where: str, source: str, folder: str, ratios: Sequ
             problems.append(str(error))
     if not entries:
         raise AdaptError(f"{where} list no images; expected at least one")
-    if not rows:
-        raise InconsistentError([*problems, f"{where} have no entry that can be used"], None, len(problems))
     note_remarks([entry for entry in entries if isinstance(entry, dict)], _READ, where)
 
     def read() -> Split:

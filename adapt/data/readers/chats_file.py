@@ -41,7 +41,7 @@ from adapt.data.readers.base import Reader
 from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
 from adapt.data.readers.rows import IMAGES, Listed, renamed, to_split, without_rows
-from adapt.data.split import InconsistentError, Split
+from adapt.data.split import Split
 
 logger = logging.getLogger("adapt")
 QUERY = ("query", "prompt", "instruction", "input", "question", "problem")  # Alpaca has an instruction and its input
@@ -221,8 +221,6 @@ def split_of(rows: Sequence[object], where: str, source: str, folder: str, store
         else:
             assert isinstance(row, dict)
             objects.append(row)
-    if not listed:
-        raise InconsistentError([*problems, f"{where} have no row that can be used"], None, len(problems))
     note_remarks(objects, _READ.union(_OPENAIS), where)
     given = [[row[key] for key in IMAGES if key in row] for row in objects]
     if without := sum(None in own and not any(own) for own in given):

@@ -61,7 +61,8 @@ def read_csv(
     `label` is the class name, or the answer if there is a column `question`. Paths are relative to `root`, by default
     the CSV's folder, and must stay under `root`. Without a column `split`, images are divided by `ratios` (train, val,
     test) and `seed`. `group` names images that are more alike than other images of their class, such as photographs of
-    one object. Lines with the same `item` are images of one item, which has one label and gets one answer.
+    one object. Lines with the same `item` are images of one item, which has one label and gets one answer; `view`
+    names what each shows, such as front or side.
 
     A line with a `text` but no path is a text to train on. Without a column for labels, each line with a path is a pair
     of an image and a text; an image may have several texts. A column `rephrased` has a paraphrase of the text, or is
@@ -175,12 +176,12 @@ def listed_in(source: str, folder: str, columns: Mapping[str, str]) -> tuple[lis
     return rows, problems
 
 
-def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
+def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str, str, str]]:
     """Return the paths of the images, or regions of images, that a CSV file lists in the column `path`.
 
-    Each path is returned with the path as written in the file, and with the cell of a column `item` or else "". Paths
-    are relative to the file's folder. Columns `x0,y0,x1,y1` give regions, and other columns are ignored. Raises
-    AdaptError, naming the line, for a path that leads out of the folder, and for an invalid box.
+    Each path is returned with the path as written in the file, and with the cells of the columns `item` and `view`, or
+    else "". Paths are relative to the file's folder. Columns `x0,y0,x1,y1` give regions, and other columns are ignored.
+    Raises AdaptError, naming the line, for a path that leads out of the folder, and for an invalid box.
     """
     where = f"CSV {os.fspath(path)!r}"
     folder = os.path.abspath(Path(path).parent)
@@ -195,11 +196,11 @@ def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
         raise AdaptError(
             f"{where}: expected a column 'path', optionally columns {', '.join(_BOX)}, and a line for each image.{hint}"
         )
-    named = "item" in columns
-    return [
-        (_path(cells, folder, line), _path(cells, "", line), filled(cells, "item", line) if named else "")
-        for line, cells in rows
-    ]
+    listed = []
+    for line, cells in rows:
+        item = filled(cells, "item", line) if "item" in columns else ""
+        listed.append((_path(cells, folder, line), _path(cells, "", line), item, cells.get("view", "")))
+    return listed
 
 
 def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[str]) -> Iterator[Listed]:
@@ -241,6 +242,8 @@ def task_of(columns: Collection[str], where: str) -> LabelKind:
         raise AdaptError(f"{where}: {error}") from None
     if "item" in columns and not task.takes_bags:
         raise AdaptError(f"{where}: the column item joins images with one label, but the data has {task.title}")
+    if "view" in columns and "item" not in columns:
+        raise AdaptError(f"{where}: the column view is of the images of an item: add a column item, or leave view out")
     return task
 
 
@@ -270,7 +273,8 @@ def row_of(cells: dict[str, str], task: LabelKind, folder: str, where: str) -> L
         raise AdaptError(f"{where}: {paths[0]!r} is a region, but a mask is for a full image. Leave out the mask")
     if paths and "item" in cells:
         filled(cells, "item", where)
-    return Listed(Item(paths, label, domain, group, text), part, bag)
+    views = (cells["view"],) if paths and "view" in cells else ()
+    return Listed(Item(paths, label, domain, group, text, view_names=views), part, bag)
 
 
 def _paths(cells: dict[str, str], task: LabelKind, folder: str, where: str) -> tuple[str, ...]:

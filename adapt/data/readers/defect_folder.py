@@ -6,6 +6,7 @@ VisA's folders have their images and masks in a list, `split_csv/1cls.csv`, besi
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from adapt.common.errors import AdaptError
@@ -14,8 +15,8 @@ from adapt.data.decoding.masks import NORMAL
 from adapt.data.readers import parts
 from adapt.data.readers.base import FolderReader
 from adapt.data.readers.folder import images_in, subfolders
-from adapt.data.readers.lines import csv_reader, readable
-from adapt.data.readers.rows import listed, to_split
+from adapt.data.readers.lines import csv_rows
+from adapt.data.readers.rows import Listed, listed, to_split
 from adapt.data.split import Split
 
 ABNORMAL, _GOOD, _MASKS = "abnormal", "good", "ground_truth"
@@ -37,7 +38,7 @@ def read_defect_folder(root: str | os.PathLike[str]) -> Split:
         return _listed_object(*os.path.split(root))
     if not subfolders(root) and (images := images_in(root)):
         good = [listed(path, {"label": NORMAL, "mask": ""}, "train") for path in images]
-        return to_split(os.path.basename(root), root, good, (NORMAL, ABNORMAL), (1.0, 0.0, 0.0), 0)
+        return _split(os.path.basename(root), root, good, masked=False)
     part_of = {folder: part for folder in subfolders(root) if (part := parts.part_of(folder)) in parts.NAMES}
     if "test" not in part_of.values():
         raise AdaptError(
@@ -51,49 +52,51 @@ def read_defect_folder(root: str | os.PathLike[str]) -> Split:
             name = NORMAL if kind == _GOOD else ABNORMAL
             masks = _masks(root, kind) if masked and name == ABNORMAL else {}
             for path in images_in(os.path.join(root, folder, kind)):
-                mask = masks.get(Path(path).stem, "")
-                if masked and name == ABNORMAL and not mask:
-                    raise AdaptError(
-                        f"{path!r} is an image of a defect, but {_MASKS} has no mask of the same name: add a mask"
-                    )
-                rows.append(listed(path, {"label": name, "mask": mask}, part, kind))
+                rows.append(listed(path, {"label": name, "mask": masks.get(Path(path).stem, "")}, part, kind))
     if all(row.item.answer == NORMAL for row in rows):
         raise AdaptError(f"folder {root!r} has no image of a defect; expected at least one as test/KIND/IMAGE")
-    return to_split(os.path.basename(root), root, rows, (NORMAL, ABNORMAL), (1.0, 0.0, 0.0), 0)
+    return _split(os.path.basename(root), root, rows, masked)
 
 
-def objects_in(folder: str) -> list[str]:
-    """Return the folders of the objects in a folder of MVTec AD or of VisA by name, or `folder` if it has none."""
+def _split(name: str, root: str, rows: Sequence[Listed], masked: bool) -> Split:
+    bare = next((row.item.path for row in rows if row.item.answer == ABNORMAL and not row.item.label.files), "")
+    if masked and bare:
+        raise AdaptError(f"{bare!r} is an image of a defect without a mask: add it, or leave out all masks")
+    return to_split(name, root, rows, (NORMAL, ABNORMAL), (1.0, 0.0, 0.0), 0)
+
+
+def objects_in(spec: str) -> list[str]:
+    """Return the data of each object in `defects:FOLDER` of MVTec AD or of VisA by name, or `spec` if it has none."""
+    folder = spec.removeprefix(DefectFolder.prefix)
+    if folder == spec:
+        return [spec]
     if os.path.isfile(os.path.join(folder, _LIST)):
         names = sorted({row[0] for row in _rows_of(folder)})
     else:
         names = [name for name in subfolders(folder) if "test" in subfolders(os.path.join(folder, name))]
-    return [os.path.join(folder, name) for name in names] or [folder]
+    return [f"{DefectFolder.prefix}{os.path.join(folder, name)}" for name in names] or [spec]
 
 
 def _listed_object(whole: str, name: str) -> Split:
-    rows = [
-        listed(
-            under(whole, image, _LIST),
-            {"label": NORMAL if kind == NORMAL else ABNORMAL, "mask": under(whole, mask, _LIST) if mask else ""},
-            part,
-        )
-        for thing, part, kind, image, mask in _rows_of(whole)
-        if thing == name
-    ]
+    rows = []
+    for thing, part, kind, image, mask in _rows_of(whole):
+        if thing == name:
+            label = NORMAL if kind.strip().casefold() == NORMAL else ABNORMAL
+            cells = {"label": label, "mask": under(whole, mask, _LIST) if mask else ""}
+            rows.append(listed(under(whole, image, _LIST), cells, part))
     if not rows:
         raise AdaptError(
             f"{os.path.join(whole, _LIST)!r} lists no object {name!r}: give the folder of one that it lists"
         )
-    return to_split(name, whole, rows, (NORMAL, ABNORMAL), (1.0, 0.0, 0.0), 0)
+    return _split(name, whole, rows, masked=any(row.item.label.files for row in rows))
 
 
 def _rows_of(whole: str) -> list[list[str]]:
     """Return object, part, kind, image and mask of each line of VisA's list."""
     path = os.path.join(whole, _LIST)
-    with readable(f"CSV {path!r}"):
-        rows = [list(row.values()) for row in csv_reader(path)]
-    if wrong := next((number for number, row in enumerate(rows, 2) if len(row) != 5 or None in row), None):
+    columns = "object", "split", "label", "image", "mask"
+    rows = [[row.get(column, "") for column in columns] for row in csv_rows(path)[1]]
+    if wrong := next((number for number, row in enumerate(rows, 2) if not all(row[:4])), None):
         raise AdaptError(f"{path} line {wrong} does not have the five columns object, split, label, image and mask")
     if other := next((number for number, row in enumerate(rows, 2) if row[1] not in parts.NAMES), None):
         raise AdaptError(f"{path} line {other} has the split {rows[other - 2][1]!r}; expected {', '.join(parts.NAMES)}")

@@ -21,7 +21,7 @@ from adapt.data.readers.captions_file import pairs_of
 from adapt.data.readers.chats_file import is_chat, split_of
 from adapt.data.readers.csv_file import OTHER_WORDS, row_of, split_of_lines, task_of
 from adapt.data.readers.rows import IMAGES, TEXT, Listed, renamed, without_rows
-from adapt.data.split import InconsistentError, Split
+from adapt.data.split import Split
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -90,8 +90,6 @@ def read_hugging_face(
             listed.append(row_of(cells, task, folder, place))
         except AdaptError as error:
             problems.append(str(error))
-    if not listed:
-        raise InconsistentError([*problems, f"{where} has no row that can be used"], None, len(problems))
     names, name = labels.get("label"), source.rstrip("/")
     return without_rows(problems, lambda: split_of_lines(listed, where, name, folder, ratios, seed, names))
 

@@ -113,7 +113,8 @@ def in_bags(rows: Sequence[Listed], where: str) -> list[Listed]:
                         f"{words[1]!r} at {row.item.path!r}. All images of an item need the same {column}"
                     )
         paths = (first.item.path, *(row.item.path for row in others))
-        joined.append(first._replace(item=replace(first.item, paths=paths)) if first.bag else first)
+        names = tuple(name for row in (first, *others) for name in row.item.view_names)
+        joined.append(first._replace(item=replace(first.item, paths=paths, view_names=names)) if first.bag else first)
     return joined
 
 
@@ -152,8 +153,9 @@ def to_split(
     """
     unlabelled = tuple(replace(row.item, turned=turned) for row in rows if row.part == parts.UNLABELLED)
     rows = [row for row in rows if row.part != parts.UNLABELLED]
-    if unlabelled and not rows:
-        raise AdaptError(f"data {name!r}: none of the {len(unlabelled):,} images has a label. Label some of each class")
+    if not rows:
+        labelled = f"none of the {len(unlabelled):,} images has a label. Label some of each class"
+        raise AdaptError(f"data {name!r}: {labelled if unlabelled else 'there is no row that can be used'}")
     try:  # some tasks derive each label from the labels of all items
         task = kind_of(row.item for row in rows)
         labels = task.completed([row.item.label for row in rows])

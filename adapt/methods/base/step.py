@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
@@ -46,17 +47,20 @@ class Encoded(NamedTuple):
     """A batch of the backbone's unit-length image features `(b, e)`, which replace the images.
 
     `views` `(b, v, e)` contains the features of v random views of each image, for a method that reads views. With
-    `counts` `(b,)`, the features `(m, e)` are of the images of bags, which have so many images each.
+    `counts` `(b,)`, the features `(m, e)` are of the images of bags, which have so many images each, and `view_names`.
     """
 
     features: Tensor
     views: Tensor | None = None
     counts: Tensor | None = None
+    view_names: tuple[str, ...] = ()
 
     @classmethod
-    def of_bags(cls, features: Sequence[Tensor]) -> Encoded:
-        """Return a batch of bags from the features `(k, e)` of each bag's images."""
-        return cls(torch.cat([*features]), counts=torch.tensor([each.shape[0] for each in features]))
+    def of_bags(cls, bags: Sequence[tuple[Tensor, tuple[str, ...]]]) -> Encoded:
+        """Return a batch of bags from the features `(k, e)` of each bag's images, and the names of their views."""
+        features, names = zip(*bags, strict=True)
+        counts = torch.tensor([each.shape[0] for each in features])
+        return cls(torch.cat(features), counts=counts, view_names=tuple(chain(*names)))
 
 
 class BlockInputs(NamedTuple):
@@ -262,7 +266,8 @@ class ImageStep(Step):
     def _own_features(self) -> Tensor:
         """The unit-length features of the items that this process encodes, which may be only a part of the batch."""
         features, counts = self.image_features, self.counts
-        return features if counts is None else self.model.pooled(features, counts)
+        names = self.inputs.view_names if isinstance(self.inputs, Encoded | Bags) else ()
+        return features if counts is None else self.model.pooled(features, counts, names)
 
     @cached_property
     def image_features(self) -> Tensor:

@@ -8,7 +8,7 @@ them. The largest, `Grid`, comes last: settings that are tuned on the data, and 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar
@@ -201,15 +201,21 @@ class PoolsBags(Trait):
     """The trait of methods whose features of a bag, an item of several images, are not the mean of the images'."""
 
     @abstractmethod
-    def weights(self, features: Tensor, counts: Tensor) -> Tensor:
+    def weights(self, features: Tensor, counts: Tensor, view_names: Sequence[str] = ()) -> Tensor:
         """Return the weight `(m,)` of each image, from the unit-length features `(m, e)` of the images of bags.
 
-        `counts` `(b,)` are the numbers of images, which stand one bag after another.
+        `counts` `(b,)` are the numbers of images, which stand one bag after another, with the names of their views.
         """
 
-    def pool_bags(self, features: Tensor, counts: Tensor) -> Tensor:
+    def pool_bags(self, features: Tensor, counts: Tensor, view_names: Sequence[str] = ()) -> Tensor:
         """Return the features `(b, e)` of bags, weighted sums of their images', which the caller normalises."""
-        return bag_sum(self.weights(features, counts)[:, None] * features, counts)
+        return bag_sum(self.weights(features, counts, view_names)[:, None] * features, counts)
+
+    def check_views(self, views: Iterable[tuple[str, str]], learned: Collection[str] = ()) -> None:
+        """Raise AdaptError for an image that cannot be weighed, of those that are given with the names of their views.
+
+        `learned` are the names of the views to learn from, before training.
+        """
 
 
 class GroupsEntities(Trait):
