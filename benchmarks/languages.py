@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from random import Random
 
-import torch
 from torch import Tensor
 
 import adapt
@@ -22,25 +22,33 @@ SEEDS, TESTED = (1, 2, 3), 120  # names that are not learned, another draw for e
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """Yield accuracy by English names, and by those of each language before and after, over drawings of each seed.
+    """Yield accuracy by the names of a language, and by English ones, before and after each language was learned.
 
-    Names that were not learned come first, then those that were, all on drawings in the style that the backbone does
-    not know. Beside the accuracy is the paired difference to before.
+    Drawings are of the style that the backbone does not know; half of the rows are of names that were not learned.
     """
-    pairs, images = adapt.data.load(NAMES), drawings("emoji-concepts").test
-    found: dict[tuple[str, str, str], list[Tensor]] = {}
-    for seed in SEEDS:
-        names = sorted({pair.text for pair in pairs.train})
-        tested = set(Random(seed).sample(names, TESTED))
-        learned = replace(pairs, train=tuple(pair for pair in pairs.train if pair.text not in tested))
-        progress(f"seed {seed}")
-        recipe = read_recipe("lora/language", [("backbone", "mini-clip"), ("seed", seed)], str(NAMES))
-        models = {"before": adapt.wrap(backbone(), ZeroShot()), "after": trained(recipe, learned)}
-        for when, model in models.items():
-            for part, kept in (("other names", tested), ("learned names", set(names) - tested)):
+    pairs, images = adapt.data.load(NAMES).train, drawings("emoji-concepts").test
+    for language in dict.fromkeys(pair.label.columns["language"] for pair in pairs):
+        own = [pair for pair in pairs if pair.label.columns["language"] == language]
+        found: dict[str, dict[str, list[Tensor]]] = {}
+        for seed in SEEDS:
+            names = [pair.text for pair in own]
+            Random(seed).shuffle(names)
+            parts = {"other names": set(names[:TESTED]), "learned names": set(names[TESTED:])}
+            recipe = read_recipe("lora/language", [("backbone", "mini-clip"), ("seed", seed)], str(NAMES))
+            learned = tuple(pair for pair in own if pair.text in parts["learned names"])
+            models = {
+                "before": adapt.wrap(backbone(), ZeroShot()),
+                "after": trained(recipe, replace(adapt.data.load(NAMES), train=learned)),
+            }
+            for (part, kept), (when, model) in product(parts.items(), models.items()):
                 items = [item for item in images if item.answer in kept]
-                for language, own, english in by_language(model, items, pairs.train):
-                    for name, scores in ((language, own), ("English", english)):
-                        found.setdefault((part, name, when), []).append(torch.tensor(scores.right, dtype=torch.double))
-    for (part, name, when), rights in found.items():
-        yield row_of(f"{part}, {name}, {when}", {"accuracy": per_cent(rights)})
+                for _, *scores in by_language(model, items, own):
+                    for words, each in zip((language, "English"), scores, strict=True):
+                        cells = found.setdefault(f"{language}, {part}", {})
+                        cells.setdefault(f"{words} {when}", []).append(each.merits.double())
+            for case, cells in found.items():
+                progress(
+                    f"{case}, seed {seed}: {', '.join(f'{name} {per_cent(each[-1:])}' for name, each in cells.items())}"
+                )
+        for case, cells in found.items():
+            yield row_of(case, {name: f"{name} {per_cent(rights)}" for name, rights in cells.items()})

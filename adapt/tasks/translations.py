@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from adapt.methods.base import Method, Step, Terms
 
-KEPT = 0.2  # weight of how far the texts themselves move
-
 
 @dataclass(frozen=True)
 class Translation(Label):
@@ -67,4 +65,4 @@ class Translations(Images):
         def away(own: Sequence[str]) -> Tensor:
             return 1 - (model.encode_texts(own).float() * taught).sum(-1).mean()
 
-        return {"translations": away(translations), "texts": KEPT * away(texts)}
+        return {"translations": away(translations), "texts": away(texts)}
