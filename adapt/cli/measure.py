@@ -438,20 +438,16 @@ def _print(
         click.echo("\n".join(lines))
 
 
-def _print_languages(
-    model: Adapted, items: Sequence[Item], translations: Sequence[Item], as_json: bool, cache: bool
-) -> None:
+def _print_languages(model: Adapted, items: Sequence[Item], names: Sequence[Item], as_json: bool, cache: bool) -> None:
     """Evaluate `model` on `items` by the names of classes in each language, and print a table, or JSON."""
     from adapt.common import plain
     from adapt.evaluation.evaluate import by_language
     from adapt.evaluation.scores import difference
     from adapt.protocols.tables import as_text
 
-    cells, told = (
-        [["language", "classes", "images", "by its names", "by the data's", "difference"]],
-        dict[str, object](),
-    )
-    for language, own, data in by_language(model, items, translations, cache):
+    told = dict[str, object]()
+    cells = [["language", "classes", "images", "by its names", "by the data's", "difference"]]
+    for language, own, data in by_language(model, items, names, cache):
         apart = difference(own, data)
         shares = own.share("accuracy"), data.share("accuracy"), in_words(own, apart).partition(" points")[0]
         cells.append([language, str(len({*own.actual})), str(own.images), *shares])

@@ -11,8 +11,6 @@ from adapt.data.item import Cell, Item, Label, filled, labels_of, optional
 from adapt.tasks.images import Images
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from adapt.methods.base import Method, Step, Terms
 
 
@@ -48,21 +46,16 @@ class Translations(Images):
             raise AdaptError(f"translations teach the text tower, but {method.name} adapts {towers}: set towers=[text]")
 
     def loss(self, step: Step) -> Terms:
-        """Return how far translations, and the texts, are from the texts' features in the untouched tower, by cosine.
-
-        Both are put into the method's templates, as class names are.
-        """
+        """Return how far texts and translations, in the method's templates, are from the untouched tower's texts."""
         from adapt.prompts import readable, several
 
         model: Any = step.model  # of a dual encoder, as the task allows no other
-        names = [item.text for item in step.items], [label.words for label in labels_of(step.items, Translation)]
-        templates = several(model.method.config.template)
-        texts, translations = (
-            [each.replace("{}", readable(name)) for name in own for each in templates] for own in names
-        )
-        taught = model.text_features(texts).float()
-
-        def away(own: Sequence[str]) -> Tensor:
-            return 1 - (model.encode_texts(own).float() * taught).sum(-1).mean()
-
-        return {"translations": away(translations), "texts": away(texts)}
+        translations = [label.words for label in labels_of(step.items, Translation)]
+        prompts = {
+            term: [
+                each.replace("{}", readable(name)) for name in names for each in several(model.method.config.template)
+            ]
+            for term, names in (("translations", translations), ("texts", [item.text for item in step.items]))
+        }
+        taught = model.text_features(prompts["texts"]).float()
+        return {term: 1 - (model.encode_texts(own).float() * taught).sum(-1).mean() for term, own in prompts.items()}
