@@ -43,6 +43,9 @@ def evaluate_adapter(
         float | None,
         Option("Also measure the sets of classes at this level, such as 0.9.", "--sets", min=0, max=1, metavar="LEVEL"),
     ] = None,
+    languages: Annotated[
+        str | None, "List text,translation,language of class names: the accuracy in each language instead."
+    ] = None,
     at_use: common.AtUse = (),
     backbone: common.OfAdapter = None,
     device: common.RunsOn = AUTO,
@@ -66,8 +69,8 @@ def evaluate_adapter(
     split = load_data(data, root, names, note=True, columns=columns)
     shares = [] if blend is None else common.numbers("blend", blend, float)
     with common.quiet_libraries():
-        if shares and (against is not None or level is not None):
-            raise AdaptError("--blend is given with --against or --sets: measure one after the other")
+        if (shares or languages) and (against is not None or level is not None):
+            raise AdaptError("--blend or --languages is given with --against or --sets: measure one after the other")
         models, paths = [], [adapter] if against is None else [adapter, against]
         for path in paths:
             model = common.load_adapter(path, backbone, device, split.class_names if data_classes else None)
@@ -81,7 +84,9 @@ def evaluate_adapter(
             if not as_json:
                 click.echo(f"blend {share:g}: ", nl=False)
             _print(each, split, part, as_json, cache, blended=True)
-        if not shares:
+        if languages:
+            _print_languages(model, measured_items(split, part), load_data(languages).items(), as_json, cache)
+        elif not shares:
             other = None if against is None else (against, models[1])
             _print(model, split, part, as_json, cache, against=other, level=level)
         for path in paths if part != "train" else ():
@@ -431,6 +436,23 @@ def _print(
             lines.append(summary(windows))
         lines.append(f"in brackets: {legend(scores.images, len(set(scores.kept_with)))}")
         click.echo("\n".join(lines))
+
+
+def _print_languages(model: Adapted, items: Sequence[Item], names: Sequence[Item], as_json: bool, cache: bool) -> None:
+    """Evaluate `model` on `items` by the names of classes in each language, and print a table, or JSON."""
+    from adapt.common import plain
+    from adapt.evaluation.evaluate import by_language
+    from adapt.evaluation.scores import difference
+    from adapt.protocols.tables import as_text
+
+    told = dict[str, object]()
+    cells = [["language", "classes", "images", "by its names", "by the data's", "difference"]]
+    for language, own, data in by_language(model, items, names, cache):
+        apart = difference(own, data)
+        shares = own.share("accuracy"), data.share("accuracy"), in_words(own, apart).partition(" points")[0]
+        cells.append([language, str(len({*own.actual})), str(own.images), *shares])
+        told[language] = {"translated": own.reported(), "data": data.reported(), "difference": apart._asdict()}
+    click.echo(plain.dump(told) if as_json else as_text(cells))
 
 
 def in_words(scores: Scores, found: Difference) -> str:

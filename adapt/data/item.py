@@ -358,7 +358,7 @@ _NEEDS = {
     "boxes": {"boxes"}, "classes": {"label"}, "contrasts": {"rejected_images", "chat", "rejected"},
     "conversations": {"chat"}, "labels": {"labels"}, "maps": {"mask", "label"}, "pairs": {"path", "text"},
     "preferences": {"chat", "rejected"}, "questions": {"question", "label"}, "records": {"path", "entity", "text"},
-    "targets": {"target"},
+    "targets": {"target"}, "translations": {"text", "translation"},
 }  # fmt: skip
 
 

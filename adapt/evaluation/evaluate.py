@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from adapt import tasks
 from adapt.common.disk import write_json
+from adapt.common.errors import AdaptError
+from adapt.common.grouping import grouped
 from adapt.common.progress import Progress
 from adapt.data.item import Item
 from adapt.evaluation.inference import Inference
@@ -43,6 +45,29 @@ def evaluate(
     task.check_answers(model)
     model.check_items(items)
     return task.score(model, items, Inference(workers, cache, progress, together))
+
+
+def by_language(
+    model: Adapted, items: Sequence[Item], translations: Sequence[Item], cache: bool = True
+) -> Iterator[tuple[str, Scores, Scores]]:
+    """Yield each language, with the scores of a dual encoder by its names of classes, and by the data's own names.
+
+    Both are of the classes that the language names and of their images alone, so that languages differ in what is
+    asked. Raises AdaptError for another kind of model, and if no class has a translation.
+    """
+    classes = {name for item in items for name in item.class_names}
+    named = [each for each in translations if each.text in classes and "language" in each.label.columns]
+    if not (named and isinstance(model, AdaptedModel)):
+        raise AdaptError(
+            "languages need a dual encoder, and a list with the columns text,translation,language whose texts are "
+            f"classes of the data, such as {min(classes)!r}"
+        )
+    for language, own in grouped((each.label.columns["language"], each) for each in named).items():
+        names = {each.text: each.answer for each in own}
+        kept = [item for item in items if item.answer in names]
+        renamed = [item.renamed(names) for item in kept]
+        translated = evaluate(model.with_classes([*names.values()]), renamed, cache=cache)
+        yield language, translated, evaluate(model.with_classes([*names]), kept, cache=cache)
 
 
 def keep_examples(model: Adapted, scores: Scores, path: Path) -> None:

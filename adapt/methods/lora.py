@@ -139,7 +139,7 @@ class LoRA(Method[StepT], InsideBlocks, Merges, Mixes):
     title = "CLIP-LoRA (Zanella and Ben Ayed, CVPR-W 2024) and peft's other tuners"
     serves = KINDS
     Config = LoRAConfig
-    tasks = frozenset({"classes", "pairs", "records"})
+    tasks = frozenset({"classes", "pairs", "records", "translations"})
     example = {"dropout": 0.0}
     _sites_of: dict[Place, Projection]
     _shell: Any  # an nn.ModuleDict of peft's layers

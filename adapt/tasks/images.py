@@ -36,7 +36,7 @@ class Images(Task):
     scored = False
     comparable = "there are no labels to compare methods by"
 
-    def read(self, cells: Mapping[str, Cell], where: str) -> Unlabelled:
+    def read(self, cells: Mapping[str, Cell], where: str) -> Label:
         return Unlabelled()
 
     def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
