@@ -116,6 +116,28 @@ def with_context(tokenizer: TextTokenizer, words: str, n_ctx: int, class_name: s
     return Prompt(tuple(ids), tuple(slots), range(name_at, name_at + len(tokenizer.pieces(name))))
 
 
+def around_word(tokenizer: TextTokenizer, parts: Sequence[str]) -> Prompt:
+    """Return the prompt of a text in `parts`, between each two of which stands the same learned word, slot 0.
+
+    Raises AdaptError if the text is too long for the text tower, or if the tokenizer does not keep a word apart.
+    """
+    text, read = parts[0].strip(), []
+    for part in parts[1:]:
+        text = f"{text} {PLACEHOLDER}".lstrip()
+        read.append(_in_front(tokenizer, text))
+        text = f"{text} {part.strip()}".rstrip()
+    ids = tokenizer.row(text)
+    slots: list[int | None] = [None] * len(ids)
+    for start, pieces in read:
+        place = start + len(pieces) - 1
+        if tuple(ids[start : place + 1]) != pieces or tokenizer.token(ids[place]).strip().upper() != PLACEHOLDER:
+            raise AdaptError(f"the tokenizer does not keep a learned word apart in {text!r}: write spaces around it")
+        slots[place] = 0
+    prompt = Prompt(tuple(ids), tuple(slots))
+    check_length(tokenizer, prompt, f"the text {text!r}", "the text")
+    return prompt
+
+
 def check_first_token(tokenizer: TextTokenizer) -> None:
     """Raise AdaptError if texts begin without a start token, behind which learned tokens could enter."""
     if _in_front(tokenizer, PLACEHOLDER)[0] == 0:

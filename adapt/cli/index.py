@@ -116,13 +116,14 @@ def search(
 
     With an adapter of the method xbt, queries can be encoded by a newer backbone than the backbone of INDEX.
 
-    With --text, a query is an image as the text changes it: its feature lies on the arc between both. The image itself
-    is not shown as an answer.
+    With --text, a query is an image as the text changes it: its feature lies on the arc between both, or an adapter of
+    pseudo_word makes it. The image itself is not shown as an answer.
 
     \b
     Examples:
       adapt search photos.safetensors "a red car" photo.png
       adapt search photos.safetensors car.png --text "a car at night"
+      adapt search photos.safetensors car.png --text "is red" --adapter runs/pseudo_word
       adapt search old.safetensors "a red car" --adapter runs/xbt
       adapt search records.safetensors new.csv --adapter runs/records
     """
@@ -134,7 +135,7 @@ def search(
     if root is not None and not of_pairs:
         raise AdaptError("--root is the image folder of a .csv of pairs, but no query is a .csv: leave --root out")
     with common.quiet_libraries():
-        from adapt.retrieval.index import index_texts, load_index, slerp
+        from adapt.retrieval.index import changed, load_index, slerp
 
         stored = load_index(index)
         model = _model(backbone or (None if adapter else stored.header.backbone), adapter, device)
@@ -144,20 +145,19 @@ def search(
                 f"{index} is an index of {stored.header.kind}, but a query is a .csv of pairs: give an index made by "
                 "`adapt index --pairs`, or give texts or images as queries"
             )
-        words = None if text is None else index_texts(model, [text]).features
-        old = None if share is None or words is not None else _older(stored, model, device)
+        old = None if share is None or text is not None else _older(stored, model, device)
         for query in queries:
             encoded = _encoded(model, query, root)
             features = encoded.features
-            if words is not None:
-                features = slerp(features, words, 0.5 if share is None else share)
+            if text is not None:
+                features = changed(model, features, text, share)
             elif old is not None and share is not None:
                 features = slerp(_encoded(old, query, root).features, features, share)
-            count = top_k if words is None else top_k + 1
+            count = top_k if text is None else top_k + 1
             for name, *nearest in zip(encoded.entries, *stored.nearest(features, count), strict=True):
                 cosines, places = (each.tolist() for each in nearest)
                 found = list(zip([stored.entries[place] for place in places], cosines, strict=True))
-                if words is not None:
+                if text is not None:
                     found = [each for each in found if os.path.abspath(each[0]) != os.path.abspath(query)][:top_k]
                 if as_json:
                     entries = [{"entry": entry, "cosine": cosine} for entry, cosine in found]

@@ -68,6 +68,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.prolip import ProLIP as ProLIP
     from adapt.methods.prompt_src import PromptSRC as PromptSRC
     from adapt.methods.promptkd import PromptKD as PromptKD
+    from adapt.methods.pseudo_word import PseudoWord as PseudoWord
     from adapt.methods.rehark import ReHARK as ReHARK
     from adapt.methods.ridge import Ridge as Ridge
     from adapt.methods.savs import SAVs as SAVs

@@ -25,6 +25,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.data.item import Item
 from adapt.methods.base import ImageStep, Method, MethodConfig, Space, Training, contrast
+from adapt.methods.base.own_steps import minimise
 from adapt.methods.base.traits import Projects, Reports, StandsAlone
 from adapt.methods.close import noisy
 from adapt.methods.zero_shot import Templates
@@ -107,25 +108,20 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
         with torch.no_grad():
             self.weight.copy_(procrustes(rows, targets))
         if self.config.hidden is not None:
-            with torch.enable_grad():
-                device = self.weight.device
-                self._learn(rows.to(device), targets.to(device), old.backbone.logit_scale)
+            device = self.weight.device
+            self._learn(rows.to(device), targets.to(device), old.backbone.logit_scale)
 
     def _learn(self, rows: Tensor, targets: Tensor, scale: float) -> None:
         """Train the projection to map noisy text features `(n, e)` to the old backbone's text features `(n, d)`."""
         config = self.config
         noise = 0.04 * sqrt(768 / rows.shape[-1]) if config.noise is None else config.noise
-        optimizer = torch.optim.AdamW(self.parameters(), lr=config.lr)
-        steps = config.epochs * -(-len(rows) // config.batch_size)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for _ in range(config.epochs):
-            for chosen in torch.randperm(len(rows)).split(config.batch_size):
-                projected = F.normalize(self.project(noisy(rows[chosen], noise)), dim=-1)
-                cosines = projected @ targets[chosen].T
-                optimizer.zero_grad()
-                (1 - cosines.diagonal().mean() + contrast(scale * cosines)).backward()
-                optimizer.step()
-                schedule.step()
+
+        def loss(chosen: Tensor) -> Tensor:
+            projected = F.normalize(self.project(noisy(rows[chosen], noise)), dim=-1)
+            cosines = projected @ targets[chosen].T
+            return 1 - cosines.diagonal().mean() + contrast(scale * cosines)
+
+        minimise(loss, self.parameters(), len(rows), config.epochs, config.batch_size, config.lr)
 
     @classmethod
     def lines(cls, metrics: JsonObject) -> Iterable[str]:

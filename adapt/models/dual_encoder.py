@@ -13,6 +13,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.common.devices import free_bytes
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
+from adapt.edits import Tokens
 from adapt.methods.base import Context, ImageStep, Method, PairStep
 from adapt.methods.base.traits import AveragesPrompts, owns_prompts, trait
 from adapt.models.base import in_one_mode
@@ -46,7 +47,7 @@ class AdaptedModel(ImageModel[DualEncoder]):
         prompts = partial(method.prompts, backbone.tokenizer)
         self._texts = self._class_texts(prompts, checkpointing, average)
         self._each_text: ClassTexts | None = None
-        self._others: tuple[tuple[Prompt, ...], ClassTexts] | None = None  # the last prompts without a class
+        self._others: tuple[Hashable, ClassTexts] | None = None  # the last prompts without a class
         self._frozen_texts: dict[tuple[Hashable, PromptAverage], ClassTexts] = {}
 
     def own_logits(self, step: ImageStep) -> Tensor:
@@ -112,12 +113,20 @@ class AdaptedModel(ImageModel[DualEncoder]):
 
     @in_one_mode
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
-        key, known = tuple(prompts), self._others  # read once, as another thread may replace it
+        return self._encoded(self._singles("unit", prompts))
+
+    @in_one_mode
+    def encode_words(self, prompts: Sequence[Prompt], words: Tensor) -> Tensor:
+        return self._singles("raw", prompts).encode([Tokens(words[:, None])], self.text_memory)
+
+    def _singles(self, average: PromptAverage, prompts: Sequence[Prompt]) -> ClassTexts:
+        """Return an encoder of prompts that belong to no class, the last one if it is of the same."""
+        key, known = (average, *prompts), self._others  # read once, as another thread may replace it
         if known is None or known[0] != key:
-            singles = [[prompt] for prompt in prompts]
-            like = self._texts if known is None else known[1]
-            known = self._others = key, ClassTexts(self.backbone, singles, self.fast, self.checkpointing, like=like)
-        return self._encoded(known[1])
+            singles, like = [[prompt] for prompt in prompts], self._texts if known is None else known[1]
+            encoder = ClassTexts(self.backbone, singles, self.fast, self.checkpointing, average, like)
+            known = self._others = key, encoder
+        return known[1]
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         return self.encode([self.prompt_of(text) for text in texts])

@@ -80,6 +80,13 @@ class ImageModel(Adapted[E]):
         """Return unit-length features `(m, e)` of prompts that belong to no class, under the method's edits."""
         raise self._without_texts()
 
+    def encode_words(self, prompts: Sequence[Prompt], words: Tensor) -> Tensor:
+        """Return features `(m, e)` of prompts, not normalised, with a learned word each: `words` `(m, d)`.
+
+        The words stand where the prompts have slot 0. The method's edits are not applied.
+        """
+        raise self._without_texts()
+
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Return unit-length features `(m, e)` of texts, with the method's edits. Raises AdaptError for a long text."""
         raise self._without_texts()

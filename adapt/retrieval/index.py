@@ -25,8 +25,9 @@ from adapt.data.decoding.images import in_batches, picture_batches
 from adapt.data.decoding.pictures import turns
 from adapt.data.item import Item
 from adapt.formats import tensor_file
+from adapt.methods.base import Encoded, ImageStep
 from adapt.methods.base.space import Space, space_of
-from adapt.methods.base.traits import Projects, has_trait
+from adapt.methods.base.traits import Composes, Projects, has_trait, trait
 from adapt.models.base import evaluating
 from adapt.models.image_model import ImageModel
 
@@ -251,6 +252,22 @@ def _index(
     dim = size if size < _size(model) else None
     header = IndexHeader(kind=kind, adapter=identity_of(model), dim=dim, **by)
     return Index(header, tuple(entries), torch.cat(features))
+
+
+@torch.no_grad()
+def changed(model: ImageModel, images: Tensor, text: str, share: float | None = None) -> Tensor:
+    """Return queries `(b, e)` for what images, given by unit-length features `(b, e)`, are when a text changes them.
+
+    The method of `model` makes them, if it has the trait `Composes`. Otherwise they lie on the arc to the text, `share`
+    of the way, by default half. Raises AdaptError for an empty or too long text, and for a share that does not apply.
+    """
+    composes = trait(model.method, Composes)
+    if composes is None:
+        return slerp(images, index_texts(model, [text]).features, 0.5 if share is None else share)
+    _check([text], "text")
+    if share is not None:
+        raise AdaptError(f"--slerp is {share}, but {model.method.name} goes no way to a text: leave --slerp out")
+    return F.normalize(composes.composed(ImageStep(model, Encoded(images)), text), dim=-1).float().cpu()
 
 
 def slerp(old: Tensor, new: Tensor, share: float) -> Tensor:

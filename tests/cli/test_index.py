@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 
 import adapt
 from adapt.models.unadapted import unadapted
+from adapt.prompts import around_word
 from adapt.retrieval.index import index_images, index_texts, load_index, slerp
 from adapt.retrieval.vocabulary_free import VocabularyFree
 
@@ -83,6 +85,29 @@ def test_a_text_changes_an_image(run, refused, photos: Path, model_folder: Path,
     assert torch.allclose(slerp(of_image, of_text, 0.5), F.normalize(of_image + of_text, dim=-1), atol=1e-6)
     refused(run("search", out, "a dog", "--text", "at night"), "--text changes images, but the query 'a dog' is none")
     refused(run("search", out, image, "--text", " "), "text 1 is empty")
+
+
+def test_an_adapter_makes_an_image_a_word_of_a_text(
+    run, refused, photos: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    out, image, adapter = tmp_path / "photos.safetensors", photos / "test/sky/0.png", tmp_path / "phi.safetensors"
+    run("index", photos, "--backbone", model_folder, "--out", out)
+    backbone, index = adapt.load_backbone(str(model_folder)).turning(True), load_index(out)
+    model: Any = adapt.wrap(backbone, adapt.methods.PseudoWord(hidden=8), ()).eval()
+    model.save(adapter)
+    features = index_images(model, [str(image)]).features
+    prompt = around_word(backbone.tokenizer, ["a photo of", "that is * red"])  # the * of a user is no image
+    with torch.no_grad():
+        query = F.normalize(model.encode_words([prompt], model.method.words(features)), dim=-1)[0]
+    asked = ("search", out, image, "--text", "is * red", "--adapter", adapter)
+    found = json.loads(run(*asked, "--json", "--top-k", len(index)).stdout)["found"]
+    places = [place for place, entry in enumerate(index.entries) if entry != str(image)]
+    expected = sorted((float(query @ index.features[place]) for place in places), reverse=True)
+    assert [each["cosine"] for each in found] == pytest.approx(expected, abs=1e-5)
+    assert run("search", out, image, "--adapter", adapter).stdout == run("search", out, image).stdout
+    refused(run(*asked, "--slerp", 0.5), "--slerp is 0.5, but pseudo_word goes no way to a text: leave --slerp out")
+    refused(run(*asked[:3], "--text", " ", "--adapter", adapter), "text 1 is empty")
+    refused(run(*asked, "--backbone", "mini-clip"), "mini-clip")
 
 
 def test_a_text_that_is_too_long_is_named_with_its_line(

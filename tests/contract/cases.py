@@ -48,9 +48,9 @@ _IN_VISION_BLOCKS = (
 _IN_VISION_BLOCKS += ("clip_svd", "clippings", "ctp_tft", "lm4visual", "locality", "modx", "vl2v", "vl2v_sd", "xbt")
 _IN_VISION_BLOCKS += ("mmrl", "mmrlpp")
 NEEDS_VISION_BLOCKS = {*_IN_VISION_BLOCKS, *_COMPOSED}
-# by its cases; in tests/methods, since its answers need views, or its last stage trains nothing inside; in
-# tests/backbones, since it adapts no CLIP, or no CLIP by itself
-_ELSEWHERE = ("abmil", "cafo", "compose", "promptkd", "tpt", "two_stage", "vladva")
+# by its cases; in tests/methods, since its answers need views or are of no classes, or its last stage trains nothing
+# inside; in tests/backbones, since it adapts no CLIP, or no CLIP by itself
+_ELSEWHERE = ("abmil", "cafo", "compose", "promptkd", "pseudo_word", "tpt", "two_stage", "vladva")
 ALL = tuple(name for name in methods.names() if "dual encoder" in methods.find(name).serves and name not in _ELSEWHERE)
 ALL += _CASES
 _BY_NO_STEP = ("descriptions", "gda", "linear_probe", "lp_plus_plus", "prolip", "tda", "tip_adapter", "zero_shot")

@@ -186,6 +186,17 @@ class Projects(Trait):
         """Return the projections `(..., d)` of image or text features `(..., e)`, not yet normalised."""
 
 
+class Composes(Trait):
+    """The trait of methods by which words change what an image asks for (composed retrieval)."""
+
+    @abstractmethod
+    def composed(self, step: ImageStep, text: str) -> Tensor:
+        """Return the features `(b, e)` of the images of a step as `text` changes them, not normalised.
+
+        Raises AdaptError if the text is too long.
+        """
+
+
 class PoolsPairs(Trait):
     """The trait of methods whose features of image-text pairs are not the mean of image and text features."""
 
