@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -438,7 +438,7 @@ def _print(
         click.echo("\n".join(lines))
 
 
-def _print_languages(model: Adapted, items: Sequence[Item], names: Sequence[Item], as_json: bool, cache: bool) -> None:
+def _print_languages(model: Adapted, items: Sequence[Item], names: Iterable[Item], as_json: bool, cache: bool) -> None:
     """Evaluate `model` on `items` by the names of classes in each language, and print a table, or JSON."""
     from adapt.common import plain
     from adapt.evaluation.evaluate import by_language

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -48,7 +48,7 @@ def evaluate(
 
 
 def by_language(
-    model: Adapted, items: Sequence[Item], translations: Sequence[Item], cache: bool = True
+    model: Adapted, items: Sequence[Item], translations: Iterable[Item], cache: bool = True
 ) -> Iterator[tuple[str, Scores, Scores]]:
     """Yield each language, with the scores of a dual encoder by its names of classes, and by the data's own names.
 

@@ -46,6 +46,7 @@ class CLIPPINGS(LoRA[PairStep], PoolsPairs, GroupsEntities):
     serves = ("dual encoder",)
     Config = CLIPPINGSConfig
     learns_any_step = True
+    tasks = LoRA.tasks - {"translations"}  # which its loss does not read
     example = {"projections": "qkvo"}
     _links = True  # whether some training pairs share an entity
 

@@ -37,6 +37,7 @@ class ModX(LoRA[PairStep], StandsAlone):
     title = "Mod-X (Ni et al., ICML 2023)"
     serves = ("dual encoder",)
     Config = ModXConfig
+    tasks = LoRA.tasks - {"translations"}  # which its loss does not read
     example = {}
     _old: tuple[ModX, ...] = ()  # its state before the first step; in a tuple, because a submodule would be saved
 

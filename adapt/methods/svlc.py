@@ -80,6 +80,7 @@ class SVLC(LoRA[PairStep]):
     serves = ("dual encoder",)
     Config = SVLCConfig
     learns_any_step = True
+    tasks = LoRA.tasks - {"translations"}  # which its loss does not read
     example = {"projections": "qkvo"}
 
     def prepare(self, training: Training) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from adapt.common.errors import AdaptError
 from adapt.data.item import Cell, Item, Label
@@ -29,7 +29,7 @@ class Images(Task):
 
     name = "images"
     title = "no label"
-    label_type = Unlabelled
+    label_type: ClassVar[type[Label]] = Unlabelled
     _learned_as = frozenset()
     items_are = "images, or texts alone, without labels"
     classes_are = ""
