@@ -93,7 +93,7 @@ class Case:
         )
         items = has_trait(self.method, PoolsBags) and task.takes_bags
         bundled = data.load("emoji-items" if items else task.example)
-        if not task.divisible or kind in ("fusion encoder", "vision LLM"):
+        if not (task.divisible and bundled.class_names) or kind in ("fusion encoder", "vision LLM"):
             train, val, test = (part[:IMAGES] for part in (bundled.train, bundled.val, bundled.test))
             return data.Split("questions", bundled.class_names, train, val, test)
         few, names = bundled.few_shot(IMAGES, seed=1), bundled.class_names[:CLASSES]
@@ -240,7 +240,7 @@ def _counted(model: Adapted, stop: int | None) -> list[int]:
 
 
 def other_class_names_are_served_or_refused(case: Case) -> None:
-    if not isinstance(case.trained, AdaptedModel):
+    if not (isinstance(case.trained, AdaptedModel) and case.trained.class_names):
         return
     maps = trait(case.trained.method, DrawsMaps)
     kept = () if maps is None else (maps.normal_class,)  # without which there is no anomaly

@@ -293,7 +293,7 @@ def test_one_adapter_against_another(run, trained, photos: Path) -> None:
     assert apart.startswith(f"the first minus the second: {100 * difference['merit']:+.1f} points of accuracy (")
     assert "by McNemar's exact test" in apart
     refused = run("eval", coop, "--data", photos, "--against", lora, "--blend", "0.5")
-    assert "--blend is given with --against or --sets" in refused.stderr
+    assert "--blend or --languages is given with --against or --sets" in refused.stderr
 
 
 def test_what_a_run_has_seen_is_known_through_its_start_and_a_damaged_list_is_refused(
