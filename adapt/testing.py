@@ -257,7 +257,7 @@ def other_class_names_are_served_or_refused(case: Case) -> None:
 
 
 def answers_do_not_depend_on_the_batch(case: Case) -> None:
-    if has_trait(case.trained.method, Stream):  # its answers depend on earlier images
+    if has_trait(case.trained.method, Stream) or not case.split.class_names:  # earlier images, or pairs, take part
         return
     one_by_one = [case.answers(case.trained, [item]) for item in case.split.test]
     joined = tuple(names[0] for names, _ in one_by_one), torch.cat([confidence for _, confidence in one_by_one])

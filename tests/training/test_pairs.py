@@ -163,7 +163,9 @@ def test_texts_alone_learn_beside_pairs_that_are_held_out(tmp_path: Path, tiny_s
         load(tmp_path / "texts.txt")
 
 
-@pytest.mark.parametrize(("method", "learns"), [("lora", "classes, pairs, records, translations"), ("close", "classes")])
+@pytest.mark.parametrize(
+    ("method", "learns"), [("lora", "classes, pairs, records, translations"), ("close", "classes")]
+)
 def test_methods_that_need_more_than_texts_refuse_them(method: str, learns: str, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("a cat\na dog\n")
     with pytest.raises(
