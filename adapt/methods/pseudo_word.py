@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
@@ -62,9 +62,11 @@ class PseudoWordConfig(MethodConfig):
 
     @field_validator("query", "prompt")
     @classmethod
-    def _has_the_image(cls, text: str) -> str:
-        if WORD not in text:
-            raise ValueError(f"{text!r} has no place for the image; expected a text with {WORD}")
+    def _has_its_places(cls, text: str, info: ValidationInfo) -> str:
+        places = {WORD: "the image", "{}": "the words"} if info.field_name == "query" else {WORD: "the image"}
+        for mark, what in places.items():
+            if mark not in text:
+                raise ValueError(f"{text!r} has no place for {what}; expected a text with {mark}")
         return text
 
 
