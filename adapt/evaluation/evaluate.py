@@ -66,7 +66,7 @@ def by_language(
     for language, own in grouped((each.label.columns["language"], each) for each in named).items():
         names = {each.text: each.answer for each in own}
         if len(names) < len(own):
-            raise AdaptError(f"the list has {len(own)} translations into {language!r} of {len(names)} classes: keep one")
+            raise AdaptError(f"{language!r} has {len(own)} translations of {len(names)} classes: keep one of each")
         kept = [item for item in items if item.answer in names]
         renamed = [item.renamed(names) for item in kept]
         translated = evaluate(model.with_classes([*names.values()]), renamed, cache=cache)

@@ -110,7 +110,7 @@ def test_unknown_ids_and_images_of_another_size_are_refused(folder: Path) -> Non
         message = f"annotation 2: {key} is {own!r}; expected an id that is listed, such as {other}, as it is there"
         with pytest.raises(AdaptError, match=message):
             load(_coco(folder, lambda content, own={key: own}: content["annotations"][1].update(own)))
-    with pytest.raises(InconsistentError, match="image 1: .*no-such") as refused:  # and not each of its boxes
+    with pytest.raises(InconsistentError, match=r"image 1: .*no-such") as refused:  # and not each of its boxes
         load(_coco(folder, lambda content: content["images"][0].update(file_name="no-such.png")))
     assert len(refused.value.problems) == 1
     with pytest.raises(AdaptError, match="image 2: the id 3 is there twice"):
