@@ -63,9 +63,8 @@ class PseudoWordConfig(MethodConfig):
     @field_validator("query", "prompt")
     @classmethod
     def _has_its_places(cls, text: str, info: ValidationInfo) -> str:
-        places = {WORD: "the image", "{}": "the words"} if info.field_name == "query" else {WORD: "the image"}
-        for mark, what in places.items():
-            if mark not in text:
+        for mark, what in ((WORD, "the image"), ("{}", "the words")):
+            if mark not in text and (mark == WORD or info.field_name == "query"):
                 raise ValueError(f"{text!r} has no place for {what}; expected a text with {mark}")
         return text
 
@@ -150,9 +149,8 @@ def around_names(caption: str) -> list[str]:
     with needing("Learning from captions", "the library textblob", "words"):
         from textblob.en import tag
     parts = [""]
-    for names, run in groupby(
-        tag(" ".join(_WORDS.findall(caption)), tokenize=False), lambda tagged: tagged[1][:2] in _NAMING
-    ):
+    tagged = tag(" ".join(_WORDS.findall(caption)), tokenize=False)
+    for names, run in groupby(tagged, lambda each: each[1][:2] in _NAMING):
         if names:
             parts.append("")
         else:
