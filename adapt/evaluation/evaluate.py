@@ -53,17 +53,20 @@ def by_language(
     """Yield each language, with the scores of a dual encoder by its names of classes, and by the data's own names.
 
     Both are of the classes that the language names and of their images alone, so that languages differ in what is
-    asked. Raises AdaptError for another kind of model, and if no class has a translation.
+    asked. Raises AdaptError for another kind of model, and unless classes have one translation each.
     """
     classes = {name for item in items for name in item.class_names}
     named = [each for each in translations if each.text in classes and "language" in each.label.columns]
     if not (named and isinstance(model, AdaptedModel)):
+        known = f"such as {min(classes)!r}" if classes else "of which there are none"
         raise AdaptError(
             "languages need a dual encoder, and a list with the columns text,translation,language whose texts are "
-            f"classes of the data, such as {min(classes)!r}"
+            f"classes of the data, {known}"
         )
     for language, own in grouped((each.label.columns["language"], each) for each in named).items():
         names = {each.text: each.answer for each in own}
+        if len(names) < len(own):
+            raise AdaptError(f"{language!r} has {len(own)} translations of {len(names)} classes: keep one of each")
         kept = [item for item in items if item.answer in names]
         renamed = [item.renamed(names) for item in kept]
         translated = evaluate(model.with_classes([*names.values()]), renamed, cache=cache)

@@ -105,6 +105,8 @@ class ABMIL(Method[ImageStep], PoolsBags):
             else:
                 scores = self.attention(features)
             return bag_softmax(scores[:, 0], counts)
+        if not self.config.view_names:
+            raise AdaptError("abmil has no views to weigh by: train it, or set method.view_names")
         self.check_views(("an image", name) for name in view_names or ("",))
         place = {name: at for at, name in enumerate(dict.fromkeys((*self.config.view_names, *view_names)))}
         numbers = torch.tensor([place[name] for name in view_names], device=counts.device)

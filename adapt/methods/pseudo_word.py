@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
@@ -62,9 +62,10 @@ class PseudoWordConfig(MethodConfig):
 
     @field_validator("query", "prompt")
     @classmethod
-    def _has_the_image(cls, text: str) -> str:
-        if WORD not in text:
-            raise ValueError(f"{text!r} has no place for the image; expected a text with {WORD}")
+    def _has_its_places(cls, text: str, info: ValidationInfo) -> str:
+        for mark, what in ((WORD, "the image"), ("{}", "the words")):
+            if mark not in text and (mark == WORD or info.field_name == "query"):
+                raise ValueError(f"{text!r} has no place for {what}; expected a text with {mark}")
         return text
 
 
@@ -148,9 +149,8 @@ def around_names(caption: str) -> list[str]:
     with needing("Learning from captions", "the library textblob", "words"):
         from textblob.en import tag
     parts = [""]
-    for names, run in groupby(
-        tag(" ".join(_WORDS.findall(caption)), tokenize=False), lambda tagged: tagged[1][:2] in _NAMING
-    ):
+    tagged = tag(" ".join(_WORDS.findall(caption)), tokenize=False)
+    for names, run in groupby(tagged, lambda each: each[1][:2] in _NAMING):
         if names:
             parts.append("")
         else:

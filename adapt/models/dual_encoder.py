@@ -124,8 +124,7 @@ class AdaptedModel(ImageModel[DualEncoder]):
         key, known = (average, *prompts), self._others  # read once, as another thread may replace it
         if known is None or known[0] != key:
             singles, like = [[prompt] for prompt in prompts], self._texts if known is None else known[1]
-            encoder = ClassTexts(self.backbone, singles, self.fast, self.checkpointing, average, like)
-            known = self._others = key, encoder
+            known = self._others = key, ClassTexts(self.backbone, singles, self.fast, self.checkpointing, average, like)
         return known[1]
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:

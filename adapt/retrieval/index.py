@@ -267,7 +267,8 @@ def changed(model: ImageModel, images: Tensor, text: str, share: float | None = 
     _check([text], "text")
     if share is not None:
         raise AdaptError(f"--slerp is {share}, but {model.method.name} goes no way to a text: leave --slerp out")
-    return F.normalize(composes.composed(ImageStep(model, Encoded(images)), text), dim=-1).float().cpu()
+    with evaluating(model):
+        return F.normalize(composes.composed(ImageStep(model, Encoded(images)), text), dim=-1).float().cpu()
 
 
 def slerp(old: Tensor, new: Tensor, share: float) -> Tensor:

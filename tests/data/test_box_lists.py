@@ -110,6 +110,9 @@ def test_unknown_ids_and_images_of_another_size_are_refused(folder: Path) -> Non
         message = f"annotation 2: {key} is {own!r}; expected an id that is listed, such as {other}, as it is there"
         with pytest.raises(AdaptError, match=message):
             load(_coco(folder, lambda content, own={key: own}: content["annotations"][1].update(own)))
+    with pytest.raises(InconsistentError, match=r"image 1: .*no-such") as refused:  # and not each of its boxes
+        load(_coco(folder, lambda content: content["images"][0].update(file_name="no-such.png")))
+    assert len(refused.value.problems) == 1
     with pytest.raises(AdaptError, match="image 2: the id 3 is there twice"):
         load(_coco(folder, lambda content: content["images"][1].update(id=3)))
     with pytest.raises(AdaptError, match=r"image 2: the size is \(20, 21\), but .*b\.png' has \(40, 20\)"):
@@ -237,6 +240,11 @@ def test_voc_images_without_an_xml_are_counted(folder: Path, caplog: pytest.LogC
     caplog.clear()
     load(f"voc:{folder}")
     assert "left out 1 images without an XML" in caplog.text
+    caplog.clear()
+    (folder / "b.xml").write_text("<annotation>")  # which is refused for what it is
+    with pytest.raises(InconsistentError, match=r"b\.xml is .*which cannot be read"):
+        load(f"voc:{folder}")
+    assert "without an XML" not in caplog.text
 
 
 def test_voc_counts_from_one_and_includes_the_last_pixel(folder: Path) -> None:

@@ -94,9 +94,17 @@ def test_without_a_map_the_query_lies_on_the_arc() -> None:
     assert torch.allclose(changed(model, images, "red", 0.2), slerp(images, model.text_features(["red"]), 0.2))
 
 
+def test_a_query_knows_no_dropout() -> None:
+    model = new(dropout=0.5).train()
+    images = F.normalize(torch.randn(3, model.backbone.embed_dim), dim=-1)
+    assert torch.equal(changed(model, images, "is red"), changed(model, images, "is red"))
+    assert model.training
+
+
 def test_what_is_refused() -> None:
-    with pytest.raises(AdaptError, match="'a photo' has no place for the image; expected a text with"):
-        methods.PseudoWord(query="a photo")
+    for query, what in {"a photo that {}": "the image", "a photo of *": "the words"}.items():
+        with pytest.raises(AdaptError, match=f"has no place for {what}; expected a text with"):
+            methods.PseudoWord(query=query)
     with pytest.raises(AdaptError, match="the data has 0 different captions to learn from; expected two or more"):
         adapt.fit(new(), [Item.of(text=text) for text in ("running", "to be")], progress=False)
     with pytest.raises(AdaptError, match="the data has 0 different images to learn from"):

@@ -232,6 +232,8 @@ def test_images_of_a_view_share_its_weight() -> None:
 def test_weights_by_view_are_learned_kept_and_asked_for_by_name(bags: Split, tmp_path: Path) -> None:
     train, test = seen_from(bags.train, "front", "side"), seen_from(bags.test, "side", "front")
     model, settings = wrapped("abmil", bags, by="view"), SETTINGS | {"lr": 0.1, "optimizer": "adam"}
+    with pytest.raises(AdaptError, match=r"abmil has no views to weigh by: train it, or set method.view_names"):
+        model.predict_items([[("front", test[0].path)]])
     with pytest.raises(AdaptError, match=r"has the view 'sid', which no training image has; .*did you mean 'side'"):
         adapt.fit(model, train, seen_from(bags.test, "side", "sid"), progress=False, **settings)
     with pytest.raises(AdaptError, match=r"has no view, by which it is weighed: fill in the column view"):

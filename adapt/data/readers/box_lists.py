@@ -100,7 +100,7 @@ def _coco(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
         content = json.loads(read_text(source))
     match content:
         case {"images": [*images], "annotations": [*annotations], "categories": [*categories]}:
-            names, pictures = dict[object, object](), dict[object, _Picture]()
+            names, pictures = dict[object, object](), dict[object, _Picture | None]()
         case _:
             raise AdaptError(f"{where} has {brief(content)}; expected the lists images, annotations and categories")
     for at, row in enumerate(categories, 1):
@@ -112,6 +112,7 @@ def _coco(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
         with _row(problems, line := f"{where} image {at}", row):
             if row["id"] in pictures:
                 raise AdaptError(f"the id {row['id']} is there twice: give each image an id of its own")
+            pictures[row["id"]] = None  # listed, even if it cannot be read
             path = under(folder, str(row["file_name"]), line)
             pictures[row["id"]] = _Picture.opened(path, "", (row["width"], row["height"]))
     for at, row in enumerate(annotations, 1):
@@ -127,8 +128,9 @@ def _coco(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
                 if row[key] not in known:
                     own, other = brief(row[key]), brief(next(iter(known), None))
                     raise AdaptError(f"{key} is {own}; expected an id that is listed, such as {other}, as it is there")
-            pictures[row["image_id"]].add(names[row["category_id"]], edges)
-    return [*pictures.values()]
+            if picture := pictures[row["image_id"]]:
+                picture.add(names[row["category_id"]], edges)
+    return [picture for picture in pictures.values() if picture]
 
 
 def _yolo(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
@@ -189,7 +191,7 @@ def _voc(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
                     x0, y0, x1, y1 = (float(thing.findtext(f"bndbox/{key}") or "nan") for key in keys)
                     picture.add(thing.findtext("name") or "", (x0 - 1, y0 - 1, x1, y1))  # from 1, inclusive
     known = [path for path in images_in(str(images)) if not part_of or Path(path).stem in part_of]
-    if bare := sorted({*known}.difference(picture.path for picture in pictures)):
+    if not problems and (bare := sorted({*known}.difference(picture.path for picture in pictures))):
         logger.warning("VOC %r: left out %d images without an XML: %s", source, len(bare), first_of(bare))
     return pictures
 
