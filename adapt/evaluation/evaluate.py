@@ -60,7 +60,7 @@ def by_language(
     if not (named and isinstance(model, AdaptedModel)):
         raise AdaptError(
             "languages need a dual encoder, and a list with the columns text,translation,language whose texts are "
-            f"classes of the data, such as {min(classes)!r}"
+            f"classes of the data, {f'such as {min(classes)!r}' if classes else 'which has none'}"
         )
     for language, own in grouped((each.label.columns["language"], each) for each in named).items():
         names = {each.text: each.answer for each in own}
