@@ -58,10 +58,9 @@ def by_language(
     classes = {name for item in items for name in item.class_names}
     named = [each for each in translations if each.text in classes and "language" in each.label.columns]
     if not (named and isinstance(model, AdaptedModel)):
-        known = f"such as {min(classes)!r}" if classes else "of which there are none"
         raise AdaptError(
             "languages need a dual encoder, and a list with the columns text,translation,language whose texts are "
-            f"classes of the data, {known}"
+            f"classes of the data, {f'such as {min(classes)!r}' if classes else 'which has none'}"
         )
     for language, own in grouped((each.label.columns["language"], each) for each in named).items():
         names = {each.text: each.answer for each in own}

@@ -187,6 +187,8 @@ def _batches_of_bags(model: ImageModel, items: Iterable[Sequence[object]], size:
         if isinstance(item, str | bytes) or not isinstance(item, Sequence) or not item:
             raise AdaptError(f"item {number} is {brief(item)}; expected a list of one or more images for each item")
         for each in item:
+            if isinstance(each, tuple) and not (len(each) == 2 and isinstance(each[0], str)):
+                raise AdaptError(f"item {number} has {brief(each)}; expected an image, or its view's name and an image")
             name, image = each if isinstance(each, tuple) else ("", each)
             names.append(name)
             images.append(transform(open_image(image, turned=turned, urls=urls)))

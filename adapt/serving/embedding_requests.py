@@ -27,7 +27,7 @@ from adapt.data.decoding.images import open_image
 from adapt.data.decoding.pictures import turns
 from adapt.models.base import evaluating
 from adapt.models.image_model import ImageModel
-from adapt.retrieval.index import slerp
+from adapt.retrieval.index import changed
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission, File
 from adapt.serving.chat_requests import CHARACTERS, ChatPart, ChatTurn, TextPart, parts_of, sent_json, without_nulls
@@ -56,7 +56,9 @@ class SearchRequest(Inputs):
     index: str = Field(description="The name of an index.")
     top_k: int = Field(default=5, ge=1, le=1000, description="Number of entries to return for each.")
     text: str | None = Field(default=None, description="Words that change each image.")
-    share: float = Field(default=0.5, ge=0, le=1, description="Share of the way from an image to the text.")
+    share: float | None = Field(
+        default=None, ge=0, le=1, description="Share of the way from an image to the text, by default 0.5."
+    )
 
 
 class EmbeddingRequest(Inputs):
@@ -134,11 +136,13 @@ class Searched(BaseModel):
 class Encoding:
     """What a pass makes of texts and preprocessed images: for each, its unit-length feature `(e,)` on the CPU.
 
-    With `singly`, a feature has the same bits whatever is in the pass.
+    With `singly`, a feature has the same bits whatever is in the pass. A `text` changes each image (see `changed`).
     """
 
     model: ImageModel
     singly: bool
+    text: str | None = None
+    share: float | None = None
 
     def __call__(self, inputs: Sequence[Any]) -> list[Tensor]:
         return [row for each in inputs for row in self._encode([each])] if self.singly else self._encode(inputs)
@@ -148,7 +152,10 @@ class Encoding:
         images = [each for each in inputs if not isinstance(each, str)]
         with evaluating(self.model), torch.no_grad():
             of_texts = iter(self.model.text_features(texts, edited=True) if texts else ())
-            of_images = iter(self.model.image_features(self.model.batched(images)) if images else ())
+            found = self.model.image_features(self.model.batched(images)) if images else torch.empty(0)
+            if self.text is not None:
+                found = changed(self.model, F.normalize(found.float(), dim=-1).cpu(), self.text, self.share)
+        of_images = iter(found)
         return [next(of_texts if isinstance(each, str) else of_images).float().cpu() for each in inputs]
 
 
@@ -173,18 +180,17 @@ class Embeddings:
         index, model = self._adapters.index(asked.index)
         if not asked.input:
             raise HTTPException(422, "there is nothing to search for: give a text or an image as input")
-        if asked.text is None and "share" in asked.model_fields_set:
+        if asked.text is None and asked.share is not None:
             raise HTTPException(422, "share is of the way to a text, but there is none: give text, or leave share out")
         if asked.text is not None:
             if any(isinstance(part, TextPart) for part in asked.input):
                 raise HTTPException(422, "text changes images, but input has a text: leave one of them out")
-            asked.input.append(TextPart(type="text", text=asked.text))
-        rows, _ = await self._encoded(model, asked.index, _turn(asked.input), singly=True)
+            await self._admission.aside(partial(_tokens, model, [asked.text]))
+        encoding = Encoding(model, True, asked.text, asked.share)
+        rows, _ = await self._encoded(encoding, asked.index, _turn(asked.input))
 
         def nearest() -> list[list[NearestEntry]]:
-            queries = F.normalize(torch.stack(rows), dim=-1)
-            if asked.text is not None:
-                queries = slerp(queries[:-1], queries[-1:], asked.share)
+            queries = torch.stack(rows) if asked.text is not None else F.normalize(torch.stack(rows), dim=-1)
             found = ((each[0].tolist() for each in index.nearest(query[None], asked.top_k)) for query in queries)
             return [
                 [NearestEntry(entry=index.entries[place], cosine=cosine) for cosine, place in zip(*own, strict=True)]
@@ -196,7 +202,7 @@ class Embeddings:
     async def _embedded(self, asked: EmbeddingRequest) -> dict[str, object]:
         model = self._adapters.now.embedder(asked.model)
         sent = asked.messages.pop() if asked.messages else _turn(asked.input)
-        rows, tokens = await self._encoded(model, asked.model, sent, singly=False)
+        rows, tokens = await self._encoded(Encoding(model, singly=False), asked.model, sent)
         features = torch.stack(rows)
         if asked.dimensions is not None:
             if asked.dimensions > features.shape[-1]:
@@ -212,8 +218,9 @@ class Embeddings:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return Embedded(data=data, model=asked.model, usage=usage).model_dump()
 
-    async def _encoded(self, model: Any, name: str, sent: ChatTurn, singly: bool) -> tuple[list[Tensor], int]:
+    async def _encoded(self, encoding: Encoding, name: str, sent: ChatTurn) -> tuple[list[Tensor], int]:
         """Return the features of what was `sent` to the adapter or index `name`, and the number of its tokens."""
+        model: Any = encoding.model
         limits, files = self._admission.limits, list[File]()
         inputs: list[Any] = list(parts_of(sent, files))
         sent.content.clear()  # which has the images a second time
@@ -233,7 +240,7 @@ class Embeddings:
             tokens = await self._admission.aside(lambda: _tokens(model, texts)) if texts else 0
             left = iter(images)
             inputs = [next(left) if each is IMAGE else each for each in inputs]
-            rows = await asyncio.wrap_future(batcher.ask(Asked(Encoding(model, singly), inputs)).answer)
+            rows = await asyncio.wrap_future(batcher.ask(Asked(encoding, inputs)).answer)
         self._metrics.images.labels(name).inc(len(files))
         return rows, tokens
 

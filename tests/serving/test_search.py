@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from starlette.testclient import TestClient
 
@@ -82,6 +83,22 @@ def test_a_text_changes_an_image(served: ServedAdapters, folder: Path) -> None:
     found = post(served, index="texts", input=uri(image), text="at night", share=0.4).json()["results"]
     assert found == searched(folder / "texts.safetensors", image, "--text", "at night", "--slerp", 0.4)
     assert found != post(served, index="texts", input=uri(image)).json()["results"]
+
+
+def test_a_pseudo_word_changes_an_image_as_the_command_has_it(folder: Path, tmp_path: Path) -> None:
+    import adapt
+
+    torch.manual_seed(1)
+    model = adapt.wrap(adapt.load_backbone(BACKBONE), adapt.methods.PseudoWord(hidden=8))
+    model.save(tmp_path / "word.safetensors")
+    beside = ServedAdapters([f"{tmp_path}/word.safetensors"], indexes=[f"{folder}/texts.safetensors"])
+    asked: dict[str, Any] = {"index": "texts", "input": uri(folder / "1.png"), "text": "at night"}
+    expected = searched(
+        folder / "texts.safetensors", folder / "1.png", "--text", "at night", "--adapter", tmp_path / "word.safetensors"
+    )
+    assert post(beside, **asked).json()["results"] == expected
+    answer = post(beside, **asked, share=0.4)
+    assert (answer.status_code, "leave" in answer.json()["detail"]) == (422, True), answer.text
 
 
 def test_eight_at_once_find_what_one_finds(served: ServedAdapters, folder: Path) -> None:

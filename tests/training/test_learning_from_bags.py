@@ -257,6 +257,9 @@ def test_weights_by_view_are_learned_kept_and_asked_for_by_name(bags: Split, tmp
     start_from(again, tmp_path / "run")
     adapt.fit(again, train, test, progress=False, **settings | {"lr": 1e-9})
     assert torch.allclose(again.method.view_scores, loaded.method.view_scores, atol=1e-6)
+    for each in [("front", bags.test[0].path, "sharp"), (1, bags.test[0].path)]:
+        with pytest.raises(AdaptError, match=r"item 0 has .* expected an image, or its view's name and an image"):
+            loaded.predict_items([[each]])
 
 
 def test_a_gate_reads_features_not_views(bags: Split) -> None:
