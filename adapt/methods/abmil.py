@@ -40,9 +40,9 @@ class ABMILConfig(TemplatesConfig):
     hidden: int = Field(default=128, ge=1)
     """The width of the attention's hidden layer."""
     by: Literal["features", "view"] = "features"
-    """What an image is weighed by: an attention over its features, or the name of its view."""
+    """Weigh an image by an attention over its features, or by the name of its view."""
     unknown_view: Literal["refuse", "mean"] = "refuse"
-    """What becomes of a view that no training image has: an error, or the mean weight of the known ones."""
+    """Refuse a view that no training image has, or give it the mean weight of the known ones."""
     view_names: tuple[str, ...] = ()
     """The names of the views; by default training sets those of its images."""
 

@@ -41,7 +41,7 @@ _NAMING = ("NN", "JJ", "CD")  # of Penn Treebank tags: nouns, adjectives, numera
 
 class PseudoWordConfig(MethodConfig):
     learns: Literal["captions", "images"] = "captions"
-    """What the map learns from: captions alone (LinCIR), or images alone (Pic2Word)."""
+    """Learn the map from captions alone (LinCIR), or from images alone (Pic2Word)."""
     query: str = "a photo of * that {}"
     """The text of a query: * stands for the image, and {} for the words that change it."""
     prompt: str = "a photo of *"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +50,12 @@ class Translations(Images):
         from adapt.prompts import readable, several
 
         model: Any = step.model  # of a dual encoder, as the task allows no other
-        translations = [label.words for label in labels_of(step.items, Translation)]
-        prompts = {
-            term: [
-                each.replace("{}", readable(name)) for name in names for each in several(model.method.config.template)
-            ]
-            for term, names in (("translations", translations), ("texts", [item.text for item in step.items]))
-        }
-        taught = model.text_features(prompts["texts"]).float()
-        return {term: 1 - (model.encode_texts(own).float() * taught).sum(-1).mean() for term, own in prompts.items()}
+        templates = several(model.method.config.template)
+
+        def prompts(names: Iterable[str]) -> list[str]:
+            return [template.replace("{}", readable(name)) for name in names for template in templates]
+
+        translations = prompts(label.words for label in labels_of(step.items, Translation))
+        learned = {"translations": translations, "texts": prompts(item.text for item in step.items)}
+        taught = model.text_features(learned["texts"]).float()
+        return {term: 1 - (model.encode_texts(own).float() * taught).sum(-1).mean() for term, own in learned.items()}
