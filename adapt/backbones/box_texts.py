@@ -28,14 +28,16 @@ _COLUMN = r"((?:(?:one|two|three|four)\s+){2}(?:one|two|three|four))"
 
 
 class NamedBox(NamedTuple):
-    """A box that a model answered, with the name that it gave, or ""."""
+    """A box that a model answered, with the name that it gave, or "", and a probability if the box has one."""
 
     name: str
     edges: Edges
+    probability: float | None = None
 
     def plain(self) -> dict[str, object]:
         """Return the box as data for JSON, with edges to a tenth of a pixel."""
-        return {"bbox": [round(float(edge), 1) for edge in self.edges], "label": self.name}
+        sure = {} if self.probability is None else {"probability": self.probability}
+        return {"bbox": [round(float(edge), 1) for edge in self.edges], "label": self.name, **sure}
 
 
 @dataclass(frozen=True)

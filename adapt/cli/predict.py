@@ -95,6 +95,11 @@ def predict(
     explain: Annotated[
         bool, "Show which descriptors of a class decided, for an adapter with some; with --maps, where it looked."
     ] = False,
+    boxes: Annotated[
+        bool,
+        "Look for the adapter's classes in windows of each image, and give the boxes of those that reach --threshold "
+        "(0.9 by default).",
+    ] = False,
     vocabulary_free: Annotated[
         Path | None,
         Option(
@@ -142,6 +147,7 @@ def predict(
       adapt predict adapter.safetensors photos/ --threshold 0.8
       adapt predict adapter.safetensors photos/ --sets 0.9
       adapt predict runs/screw photos/ --maps heat
+      adapt predict runs/lora photo.jpg --boxes --json
       adapt predict runs/coop runs/lora runs/gda photos/
       adapt predict runs/coop runs/lora runs/gda --average photos/
       adapt predict runs/stata --together photos/ --csv > labels.csv
@@ -154,12 +160,12 @@ def predict(
     """
     if as_json and as_csv:
         raise AdaptError("--json and --csv are two formats of one output: give only one of them")
-    others = classes or question or explain or at_use or together or at_a_time or items or average or maps
+    others = classes or question or explain or at_use or together or at_a_time or items or average or maps or boxes
     others = others or threshold is not None or sets is not None
     if vocabulary_free is not None and others:
         raise AdaptError(
             "--vocabulary-free predicts words from captions: leave out --classes, --question, --explain, --set, "
-            "--threshold, --sets, --average, --together, --at-a-time, --items and --maps"
+            "--threshold, --sets, --average, --together, --at-a-time, --items, --maps and --boxes"
         )
     top_k = top_k or (ONE_CLASS if as_csv else FEW_CLASSES)
     adapters = [] if vocabulary_free is not None else _adapters(adapter, images)
@@ -179,6 +185,11 @@ def predict(
             "items of several images are classified by a single adapter, without --question, --explain and "
             "--together: give one adapter, and leave these options out"
         )
+    if boxes and (as_csv or of_items or len(adapters) > 1):
+        raise AdaptError(
+            "--boxes takes a single adapter and single images, and prints text or JSON: leave --csv, --items and other "
+            "adapters out"
+        )
     if maps is not None:
         check_free(maps)
         if len(adapters) > 1 or question or of_items:
@@ -194,7 +205,7 @@ def predict(
         from adapt.models.prediction import Query
 
         asked = top_k, threshold, False, question, of_items, together, at_a_time, explain, sets
-        query, drawn = Query(*asked, maps=maps is not None), None
+        query, drawn = Query(*asked, maps=maps is not None, boxes=boxes), None
         windows: list[tuple[Windows, list[Window]]] = []  # of each adapter, with those that were compared
         if vocabulary_free is not None:
             answers = _by_captions(vocabulary_free, backbone, device, query, opened)
@@ -226,7 +237,7 @@ def predict(
                 from adapt.models import watch
 
                 windows = [(watch.Windows(model.watch, at_once=_AT_ONCE), []) for model in models]
-                if of_items or together or (explain and maps is None):  # maps of what answers rest on are of images
+                if of_items or together or boxes or (explain and maps is None):  # maps of reasons are of images
                     click.echo("warning: the watch sees single images alone, and none of these answers", err=True)
         for number, (answer, reasons) in enumerate(answers):
             first = read[number][0]

@@ -24,13 +24,22 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.untraced import untraced
 from adapt.data.bags import is_bag
-from adapt.data.decoding.images import picture_batches
+from adapt.data.decoding.images import each_of, open_image, picture_batches
 from adapt.data.decoding.pictures import turns
 from adapt.engine.hooks import run
 from adapt.methods.base import Context, Method, checked
 from adapt.methods.base.class_loss import ClassLoss
 from adapt.methods.base.step import TERMS, Step, Terms
-from adapt.methods.base.traits import Grades, OwnClassifier, SetAtUse, Stream, has_trait, skipped_blocks, trait
+from adapt.methods.base.traits import (
+    DrawsMaps,
+    Grades,
+    OwnClassifier,
+    SetAtUse,
+    Stream,
+    has_trait,
+    skipped_blocks,
+    trait,
+)
 from adapt.models.prediction import PLAIN, Answers, Prediction, Query, decided
 from adapt.models.sets import Sets
 from adapt.prompts import several
@@ -302,6 +311,16 @@ class Adapted(nn.Module, Generic[B]):
         query = Query(top_k, threshold, features, question, sets=sets, maps=maps)
         yield from self.ask(images, query, batch_size, urls=urls)
 
+    def find(
+        self, images: object, threshold: float | None = None, batch_size: int = 64, *, urls: bool = False
+    ) -> list[Prediction]:
+        """Return a prediction for each image whose `boxes` are windows of at least this probability, by default 0.9.
+
+        The windows are classified each by itself (see `adapt.models.windows`), which takes some hundred images' time.
+        `images` is as in `predict`, and so are the errors.
+        """
+        return list(self.ask(images, Query(threshold=threshold, boxes=True), batch_size, urls=urls))
+
     def check_query(self, query: Query) -> None:
         """Raise AdaptError if this model cannot answer the query."""
         if query.question is None and not self.classifies:
@@ -322,6 +341,14 @@ class Adapted(nn.Module, Generic[B]):
         self.check_query(query)
         if query.sets is not None:
             self.sets_at(query.sets, query.items, query.together)
+        if query.boxes:
+            from adapt.models import windows
+
+            if has_trait(self.method, Grades) or has_trait(self.method, DrawsMaps):
+                raise AdaptError(f"{self.method.name} answers about an image as a whole: leave boxes out")
+            turned, own = turns(self.transform()), replace(query, boxes=False, threshold=None)
+            opened = (open_image(each, turned=turned, urls=urls) for each in each_of(images))
+            return windows.find(opened, lambda crops: self._asked(crops, own, batch_size, False), query.threshold)
         return self._asked(images, query, batch_size, urls)
 
     def _asked(self, images: object, query: Query, batch_size: int, urls: bool) -> Iterator[Any]:

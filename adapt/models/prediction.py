@@ -167,7 +167,8 @@ class Prediction:
     drawn: JsonObject | None = field(default=None, compare=False)
     """What is told of the map: its pictures, and by which `scale` and `offset` values of one are scores."""
     boxes: tuple[NamedBox, ...] | None = None
-    """The boxes that an answer in words has in the form of the model's family, in pixels of the upright image."""
+    """Boxes in pixels of the upright image: those that an answer in words has in the form of the model's family, or
+    those of the windows about which a classifier is sure, if wanted."""
     disagreement: Disagreement | None = None
     """How the members of an average disagree; None for an adapter by itself."""
     sighting: Sighting | None = field(default=None, compare=False, repr=False)
@@ -204,11 +205,12 @@ class Query:
     answered by itself. `items` are sequences of images of one thing, and `together` makes all images one set, or sets
     of about `at_a_time` images.
     `explain` asks for an `Explanation` of each prediction, and `maps` for the map of each image: where it looks
-    abnormal or, with `explain`, what the answer rests on.
+    abnormal or, with `explain`, what the answer rests on. `boxes` looks for the classes in windows of each image
+    (see `adapt.models.windows`).
 
     Raises AdaptError for a `top_k` below 1, for a `threshold` outside [0, 1], for `sets` outside (0, 1), for sets
-    beside a threshold, which has no guarantee, or of images that are answered some at a time, and for maps of images
-    that are not answered each by itself.
+    beside a threshold, which has no guarantee, or of images that are answered some at a time, for maps of images
+    that are not answered each by itself, and for boxes with anything but a threshold.
     """
 
     top_k: int = 5
@@ -221,8 +223,15 @@ class Query:
     explain: bool = False
     sets: float | None = None
     maps: bool = False
+    boxes: bool = False
 
     def __post_init__(self) -> None:
+        others = self.question is not None or self.sets is not None or self.features or self.items or self.together
+        if self.boxes and (others or self.explain or self.maps):
+            raise AdaptError(
+                "boxes are of the classes in windows of each image by itself: leave out question, sets, features, "
+                "items, together, explain and maps, or leave out boxes"
+            )
         if self.maps and (self.items or self.together):
             raise AdaptError("maps are of each image by itself: leave out items and together, or leave out maps")
         if self.sets is not None:

@@ -1,0 +1,66 @@
+"""Boxes of things in images by a classifier that never learned any: windows of an image about which it is sure.
+
+Every square window of a few sizes is classified as an image by itself; of windows that overlap, the surest one is kept
+(greedy non-maximum suppression, torchvision's), and so is no smaller one inside it, as a part of a thing looks like the
+thing. No paper: it is the sliding window of the time before learned
+proposals, with the classifier at hand. What it is not: a detector. Boxes are squares of a few sizes, things that touch
+become one, and the classifier has seen no background, so that it may be sure of a thing where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import torch
+from PIL.Image import Image
+
+from adapt.backbones.box_texts import Edges, NamedBox
+from adapt.models.prediction import Prediction, judged
+
+SIZES = (1.0, 0.7, 0.5, 0.35, 0.25)  # sides of windows, as shares of the image's shorter side
+STEP = 0.25  # of a window's side, to the next window
+ALIKE = 0.3  # intersection over union of two windows, above which the less sure one is dropped
+PART = 0.6  # of a window's area inside a surer one, above which it is dropped
+SURE = 0.9  # the least probability of a box, unless another one is asked for
+
+
+def windows(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield square windows of an image in pixels: left, upper, right and lower edge, the largest windows first."""
+    for share in SIZES:
+        side = max(1, round(share * min(width, height)))
+        across, down = ([*_starts(length, side)] for length in (width, height))
+        yield from ((left, upper, left + side, upper + side) for upper in down for left in across)
+
+
+def _starts(length: int, side: int) -> Iterator[int]:
+    """Yield where windows begin on a length: evenly, at most about `STEP` apart, the last one at its end."""
+    steps = round((length - side) / (STEP * side))
+    yield from (round((length - side) * step / max(1, steps)) for step in range(steps + 1))
+
+
+def find(
+    images: Iterable[Image], classify: Callable[[Iterable[Image]], Iterable[Prediction]], threshold: float | None
+) -> Iterator[Prediction]:
+    """Yield for each image the prediction of its surest window, with the boxes of all windows that are kept."""
+    from torchvision.ops import nms
+
+    least = SURE if threshold is None else threshold
+    for image in images:
+        places = [*windows(*image.size)]
+        answers = [*classify(image.crop(place) for place in places)]
+        sure = [at for at, answer in enumerate(answers) if answer.probability >= least]
+        edges = torch.tensor([places[at] for at in sure], dtype=torch.float).view(-1, 4)
+        boxes = list[NamedBox]()
+        for at in nms(edges, torch.tensor([answers[at].probability for at in sure]), ALIKE).tolist():
+            place, answer = places[sure[at]], answers[sure[at]]
+            if all(_inside(place, box.edges) < PART for box in boxes):
+                boxes.append(NamedBox(answer.top[0][0], place, answer.probability))
+        surest = judged(max(answers, key=lambda answer: answer.probability), least)
+        yield replace(surest, boxes=tuple(boxes), sighting=None)  # a watch compares whole images
+
+
+def _inside(box: Edges, other: Edges) -> float:
+    """Return the share of a box's area that lies inside another one."""
+    sides = [max(0.0, min(box[at + 2], other[at + 2]) - max(box[at], other[at])) for at in (0, 1)]
+    return sides[0] * sides[1] / ((box[2] - box[0]) * (box[3] - box[1]))

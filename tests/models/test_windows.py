@@ -1,0 +1,91 @@
+"""Boxes of things by a classifier, from windows of an image."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_backbones
+import torch
+from PIL import Image
+from torch import Tensor
+
+import adapt
+from adapt import AdaptError, methods
+from adapt.models.image_model import ImageModel
+from adapt.models.prediction import Prediction, Query
+from adapt.models.windows import SIZES, STEP, windows
+
+NAMES = ("red", "blue", "nothing")
+
+
+class ByColour(ImageModel):
+    """A classifier that is as sure of red and of blue as they fill the image."""
+
+    def _predictions(self, pixels: Tensor, query: Query) -> Any:
+        read = self.backbone.preprocess
+        spread, middle = (torch.tensor(each)[:, None, None] for each in (read.std, read.mean))
+        colours = (pixels * spread + middle).mean((2, 3))
+        for red, _, blue in colours.tolist():
+            shares = {"red": red - blue, "blue": blue - red}
+            name, share = max(shares.items(), key=lambda pair: pair[1])
+            top = ((name, max(share, 0.0)),)
+            yield Prediction(name, max(share, 0.0), top, NAMES.index(name))
+
+
+def model_of() -> ImageModel:
+    made = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.find("zero_shot")(), NAMES).eval()
+    made.__class__ = ByColour
+    return made  # type: ignore[return-value]
+
+
+def picture(*things: tuple[tuple[int, int, int, int], tuple[int, int, int]], size: tuple[int, int] = (96, 64)) -> Any:
+    image = Image.new("RGB", size, (0, 0, 0))
+    for box, colour in things:
+        image.paste(colour, box)
+    return image
+
+
+def test_windows_are_squares_that_cover_the_image() -> None:
+    places = [*windows(96, 64)]
+    assert places[:3] == [(0, 0, 64, 64), (16, 0, 80, 64), (32, 0, 96, 64)]
+    seen = np.zeros((len(SIZES), 64, 96), bool)
+    for left, upper, right, lower in places:
+        assert right - left == lower - upper
+        assert 0 <= left < right <= 96
+        assert 0 <= upper < lower <= 64
+        seen[[round(64 * share) for share in SIZES].index(right - left), upper:lower, left:right] = True
+    assert seen.all()
+    lefts = sorted({left for left, _, right, _ in places if right - left == 16})
+    assert max(b - a for a, b in pairwise(lefts)) <= 16 * STEP + 1
+
+
+def test_an_image_smaller_than_a_window_has_some() -> None:
+    assert set(windows(2, 1)) == {(0, 0, 1, 1), (1, 0, 2, 1)}
+
+
+def test_things_are_boxed_once_with_their_probability() -> None:
+    image = picture(((0, 0, 32, 32), (255, 0, 0)), ((64, 32, 96, 64), (0, 0, 255)))
+    [answer] = model_of().find(image, 0.95)
+    assert [(box.name, box.edges) for box in answer.boxes or ()] in (
+        [("red", (0, 0, 32, 32)), ("blue", (64, 32, 96, 64))],
+        [("blue", (64, 32, 96, 64)), ("red", (0, 0, 32, 32))],
+    )
+    assert answer.plain()["boxes"][0]["probability"] == pytest.approx(1.0, abs=0.02)
+    assert answer.class_name in ("red", "blue")
+
+
+def test_an_image_without_a_sure_window_has_no_box() -> None:
+    [answer] = model_of().find(picture())
+    assert answer.boxes == ()
+    assert answer.class_name == "none"
+
+
+def test_what_boxes_are_not_of() -> None:
+    with pytest.raises(AdaptError, match="boxes are of the classes in windows"):
+        Query(boxes=True, maps=True)
+    graded = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.find("uniqa")(), NAMES)
+    with pytest.raises(AdaptError, match="uniqa answers about an image as a whole"):
+        graded.find(picture())
