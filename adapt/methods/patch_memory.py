@@ -10,10 +10,10 @@ Deviations:
   and columns; in the reference the threshold is 10, and the mask grows along the flat list of patches.
 * The coreset is chosen by distances as they are, and begins with the first patch; PatchCore's are projected at random,
   and so is its first patch. Its weighing of the image's score by neighbours is left out.
-* Thresholds are ours: split conformal prediction on images kept apart (Vovk et al., 2005), or each image left out of
-  the memory. Of n + 1 exchangeable images, call i stronger than j if i scores higher against a memory without both. At
-  most 2m - 1 of them are stronger than all but m - 1 of the others, and a larger memory only lowers a score, so that
-  the m-th largest score of an image left out is passed by at most (2m - 1) / (n + 1) of new good images.
+* Thresholds from good images are ours: split conformal prediction on images kept apart (Vovk et al., 2005), or each
+  image left out of the memory. Of n + 1 exchangeable images, call i stronger than j if i scores higher against a memory
+  without both. At most 2m - 1 of them are stronger than all but m - 1 of the others, and a larger memory only lowers a
+  score, so that the m-th largest score of an image left out is passed by at most (2m - 1) / (n + 1) of new good images.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ LEAST, FAR = 1e-6, 1e6  # below and above all distances
 STEEP = 8.0  # the odds are this power of the score over the threshold
 TIE = 1e-5  # log-odds by which a score that equals the threshold is below it
 ROUNDING = 1e-9
+BOOTSTRAPS = 1000
+Part = Literal["train", "val"]
 
 
 class PatchMemoryConfig(MethodConfig):
@@ -66,6 +68,9 @@ class PatchMemoryConfig(MethodConfig):
     false_alarms: float | None = Field(default=None, gt=0, lt=1)
     """The share of good images that may be called abnormal; by default 0.05, or the least that the images can promise
     if that is more."""
+    decide: Literal["good", "f1"] = "good"
+    """Whether the threshold comes from good images alone, or has the best F1 on good and abnormal images (which are
+    those of validation if some of these are good, or else those of training, each good one left out)."""
     rows: int = Field(default=0, ge=0)
     """The number of patches in the memory; training sets it."""
     scores: int = Field(default=0, ge=0)
@@ -78,7 +83,7 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
     """Distances of an image's patches to a `memory` `(m, d)` of those of good images.
 
     `good` `(2, n)` are the scores of good images that are not in the memory they were compared with, and the maxima of
-    their maps.
+    their maps. If F1 decides, `cut` `(2,)` are the thresholds of both.
     """
 
     name = "patch_memory"
@@ -89,6 +94,7 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
     example = {"normal": "animal mammal", "rows": 6, "scores": 3}
     memory: Tensor
     good: Tensor
+    cut: Tensor
 
     def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         width = vision.patch_features(backbone, backbone.blank(), self.config.block).shape[-1]
@@ -98,50 +104,77 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
     def _hold(self, memory: Tensor, good: Tensor) -> None:
         self.register_buffer("memory", memory.to(KEPT_AS))
         self.register_buffer("good", good)
+        if self.config.decide == "f1":
+            self.register_buffer("cut", good.new_full((2,), FAR))
 
     def prepare(self, training: Training) -> None:
-        config, (learned, apart) = self.config, (self._good(training, part) for part in ("train", "val"))
+        config = self.config
+        learned, apart = (self._units(training, part) for part in ("train", "val"))
         if not learned:
             raise AdaptError(f"patch_memory learns from images of the class {config.normal!r}: give at least one")
         left_out = not apart and config.coreset is None and len({*learned}) > 1
-        units = [*dict.fromkeys(apart or learned * left_out)]  # images of one thing are one
-        share, images = config.false_alarms, len(units)
-        if share is not None and not (images and rank(share, images, left_out)):
-            where = "" if config.coreset is None else " among the validation images, as a coreset leaves none out"
-            raise AdaptError(
-                f"patch_memory: false_alarms {share:g} needs {math.ceil(1 / share - 1 - ROUNDING)} or more good images"
-                f"{where}, and there are {images}: give more, or leave false_alarms out"
-            )
-        views = [self._patches(training, "train", angle) for angle in (ANGLES if config.rotate else ANGLES[:1])]
+        tested: Part = "val" if apart else "train"
+        units, strange = apart or learned * left_out, self._units(training, tested, good=False)
+        images = len({*units})  # images of one thing are one
+        self._check(images, len(strange), left_out)
+        views = [self._patches(training, "train", angle=angle) for angle in (ANGLES if config.rotate else ANGLES[:1])]
         of_images = torch.stack([self._vectors(view).flatten(1, 2) for view in views], 1).flatten(1, 2).to(KEPT_AS)
         memory = of_images.flatten(0, 1)
         if config.coreset is not None:
             memory = memory[coreset(memory.float(), math.ceil(config.coreset * len(memory)))]
-        side, good = training.model.backbone.preprocess.size, [memory.new_zeros(2, 0).float()]
-        tested = self._patches(training, "val") if apart else views[0]
-        for unit in units:
-            own = torch.tensor([name == unit for name in apart or learned], device=memory.device)
-            distances = self.distances(tested[own], of_images[~own].flatten(0, 1) if left_out else memory)
-            maps = self.drawn(distances, (side, side))
-            good.append(torch.stack([image_scores(distances).amax(), maps.amax()])[:, None])
-        self._hold(memory, torch.cat(good, 1))
+
+        def compared(patches: Tensor, units: list[str], left_out: bool = False) -> Tensor:
+            """Return the largest score of each thing's images and the maximum of their maps `(2, things)`."""
+            side, highest = training.model.backbone.preprocess.size, [memory.new_zeros(2, 0).float()]
+            for unit in dict.fromkeys(units):
+                own = torch.tensor([name == unit for name in units], device=memory.device)
+                known = of_images[~own].flatten(0, 1) if left_out else memory
+                distances = self.distances(patches[own], known)
+                maps = self.drawn(distances, (side, side))
+                highest.append(torch.stack([image_scores(distances).amax(), maps.amax()])[:, None])
+            return torch.cat(highest, 1)
+
+        self._hold(memory, compared(self._patches(training, "val") if apart else views[0], units, left_out))
         self.config = config.model_copy(update={"rows": len(memory), "scores": images, "left_out": left_out})
-        known = {"images": len(learned), "patches": len(memory), "bytes": memory.numel() * memory.element_size()}
-        training.note(memory=known | {"good": self.good[0].tolist(), "promise": self.promise()})
+        told = {"images": len(learned), "patches": len(memory), "bytes": memory.numel() * memory.element_size()}
+        promise = self.promise()
+        if config.decide == "f1":
+            abnormal = compared(self._patches(training, tested, good=False), strange)
+            self.cut.copy_(torch.stack([best_f1(*scores) for scores in zip(self.good, abnormal, strict=True)]))
+            cut = self.cut[0]
+            promise = f"the threshold {float(cut):.3g} has {f1_of(self.good[0] > cut, abnormal[0] > cut)}"
+        training.note(memory=told | {"good": self.good[0].tolist(), "promise": promise})
 
-    def _good(self, training: Training, part: Literal["train", "val"]) -> list[str]:
-        """Return the group of each good image in a part of the data."""
+    def _check(self, good: int, abnormal: int, left_out: bool) -> None:
+        """Raise AdaptError if so many things that are not in the memory give no threshold as it is asked for."""
+        share = self.config.false_alarms
+        if self.config.decide == "f1" and not (share is None and good and abnormal):
+            raise AdaptError(
+                f"patch_memory: decide is f1 for {good} good and {abnormal} abnormal images out of the memory: give at "
+                "least one of each, and leave false_alarms out"
+            )
+        if share is not None and not (good and rank(share, good, left_out)):
+            where = "" if self.config.coreset is None else " among the validation images, as a coreset leaves none out"
+            raise AdaptError(
+                f"patch_memory: false_alarms {share:g} needs {math.ceil(1 / share - 1 - ROUNDING)} or more good images"
+                f"{where}, and there are {good}: give more, or leave false_alarms out"
+            )
+
+    def _units(self, training: Training, part: Part, good: bool = True) -> list[str]:
+        """Return the group of each good image in a part of the data, or of each abnormal one."""
         normal_label(self, training.model.class_names)  # there is such a class
-        return [item.kept_with for item in singles(training.items(part)) if item.class_names == (self.normal_class,)]
+        items = singles(training.items(part))
+        return [item.kept_with for item in items if (item.class_names == (self.normal_class,)) == good]
 
-    def _patches(self, training: Training, part: Literal["train", "val"], angle: int = 0) -> Tensor:
-        """Return the features `(n, rows, columns, d)` of the patches of the good images in a part of the data."""
+    def _patches(self, training: Training, part: Part, good: bool = True, angle: int = 0) -> Tensor:
+        """Return the features `(n, rows, columns, d)` of the patches of a part's good images, or abnormal ones."""
         found = []
         for step in training.steps(part):
             assert isinstance(step, ImageStep)
-            good = step.labels == normal_label(self, step.model.class_names)
-            if good.any():  # type: ignore[union-attr]
-                images = turned(step.images[good], angle)
+            assert step.labels is not None
+            wanted = (step.labels == normal_label(self, step.model.class_names)) == good
+            if wanted.any():
+                images = turned(step.images[wanted], angle)
                 found.append(vision.patch_features(step.model.backbone, images, self.config.block))
         return torch.cat(found)
 
@@ -191,6 +224,8 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         return rank(max(FALSE_ALARMS, 1 / (images + 1)) if share is None else share, images, self.config.left_out)
 
     def threshold(self, pixels: bool = False) -> Tensor | None:
+        if self.config.decide == "f1":
+            return self.cut[int(pixels)]
         return self.good[int(pixels)].topk(self._place).values[-1] if self.good.shape[1] else None
 
     def p_values(self, step: ImageStep) -> Tensor:
@@ -225,6 +260,39 @@ def rank(share: float, images: int, left_out: bool) -> int:
     """
     most = share * (images + 1) + ROUNDING
     return min(images, math.floor((most + 1) / 2 if left_out else most))
+
+
+def best_f1(good: Tensor, abnormal: Tensor) -> Tensor:
+    """Return the threshold above which scores `(n,)` and `(m,)` are called abnormal with the best F1.
+
+    It lies in the middle between two scores, and is the lowest of several thresholds. anomalib's F1-adaptive threshold
+    is the score above it.
+    """
+    scores = torch.cat([good, abnormal]).unique()
+    cuts = torch.cat([scores[:1] - 1, (scores[1:] + scores[:-1]) / 2])
+    found, false = ((each > cuts[:, None]).sum(-1) for each in (abnormal, good))
+    return cuts[(2 * found / (found + false + len(abnormal))).argmax()]
+
+
+def f1_of(good: Tensor, abnormal: Tensor) -> str:
+    """Return in words the F1 of calling images abnormal, from which good `(n,)` and abnormal ones `(m,)` are so called.
+
+    The interval is the middle 95 % of draws of as many images with replacement.
+    """
+    draws = torch.Generator().manual_seed(0)
+
+    def f1(found: Tensor, false: Tensor) -> Tensor:
+        return 2 * found / (found + false + len(abnormal))
+
+    again = [
+        each.cpu()[torch.randint(len(each), (BOOTSTRAPS, len(each)), generator=draws)].sum(-1)
+        for each in (abnormal, good)
+    ]
+    low, high = f1(*again).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return (
+        f"F1 {float(f1(abnormal.sum(), good.sum())):.2f} ({low:.2f} to {high:.2f}) on the {len(good)} good and "
+        f"{len(abnormal)} abnormal images that it was chosen by: expect less on new ones"
+    )
 
 
 def image_scores(distances: Tensor) -> Tensor:

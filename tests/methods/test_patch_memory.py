@@ -79,6 +79,35 @@ def test_what_cannot_be_promised_is_refused(images: int, apart: int, settings: A
         trained(images, apart, **settings)
 
 
+def test_abnormal_images_give_the_threshold_of_the_best_f1(tmp_path: Path) -> None:
+    split = load("emoji-product")
+    strange = [item for item in split.test if item.answer != "normal"][:6]
+    model: Any = adapt.wrap(tiny_backbones.backbone("open_clip"), PatchMemory(decide="f1"), CLASSES)
+    items = [*split.train[:5], *(Item.of(path=item.path, label="abnormal") for item in strange)]
+    told = adapt.fit(model, items, progress=False).metrics["memory"]
+    assert (told["images"], len(told["good"])) == (5, 5)
+    cut = float(model.method.threshold())
+    scores = [float(patch_memory.image_scores(_distances(model, item)).amax()) for item in strange]
+    assert cut == pytest.approx(float(patch_memory.best_f1(*map(torch.tensor, (told["good"], scores)))), abs=1e-6)
+    found, false = sum(score > cut for score in scores), sum(score > cut for score in told["good"])
+    assert f"has F1 {2 * found / (found + false + 6):.2f} (" in told["promise"]
+    assert "on the 5 good and 6 abnormal images that it was chosen by" in told["promise"]
+    called = [answer.class_name for answer in model.predict([item.path for item in strange])]
+    assert called == ["abnormal" if score > cut else "normal" for score in scores]
+    again = adapt.load(model.save(tmp_path / "a.safetensors"), model.backbone)
+    assert torch.equal(again.method.cut, model.method.cut)
+    with pytest.raises(AdaptError, match="decide is f1 for 5 good and 0 abnormal images"):
+        trained(5, decide="f1")
+    with pytest.raises(AdaptError, match="leave false_alarms out"):
+        trained(5, decide="f1", false_alarms=0.5)
+
+
+def _distances(model: Any, item: Item) -> Tensor:
+    patches = vision.patch_features(model.backbone, _pixels(model, item)[None], -1)
+    distances: Tensor = model.method.distances(patches, model.method.memory)
+    return distances
+
+
 def test_a_memory_that_does_not_only_grow_leaves_no_image_out() -> None:
     model, told = trained(4, coreset=0.25)
     assert told["good"] == []

@@ -95,3 +95,12 @@ def test_patchcore() -> None:
     distances = PatchMemory(metric="euclidean").distances(expected["test"][:, None], expected["bank"][picked])
     expected.scaled("patch_scores", distances[:, 0])
     expected.scaled("scores.1", patch_memory.image_scores(distances))
+
+
+def test_thresholds_of_the_best_f1() -> None:
+    """The published threshold is the lowest score that is called abnormal, and ours lies below it, above the next."""
+    _, expected = published.case("thresholds")
+    for name in ("both", "overlap", "abnormal_only"):
+        scores, labels = (expected[f"{name}.{part}"] for part in ("scores", "labels"))
+        cut = patch_memory.best_f1(scores[labels == 0], scores[labels == 1])
+        expected.scaled(f"{name}.threshold", scores[scores > cut].min())
