@@ -65,6 +65,8 @@ class PatchMemoryConfig(MethodConfig):
     """Whether to look at an object alone, which fills the middle of the image, and at nothing around it."""
     coreset: float | None = Field(default=None, gt=0, lt=1)
     """The share of the patches that the memory keeps, far from each other (PatchCore: 0.1); by default, all."""
+    megabytes: float | None = Field(default=None, gt=0)
+    """The size that the memory may have; a larger one is reduced to a coreset of that size."""
     false_alarms: float | None = Field(default=None, gt=0, lt=1)
     """The share of good images that may be called abnormal; by default 0.05, or the least that the images can promise
     if that is more."""
@@ -112,20 +114,26 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         learned, apart = (self._units(training, part) for part in ("train", "val"))
         if not learned:
             raise AdaptError(f"patch_memory learns from images of the class {config.normal!r}: give at least one")
-        left_out = not apart and config.coreset is None and len({*learned}) > 1
+        angles, backbone = ANGLES if config.rotate else ANGLES[:1], training.model.backbone
+        _, rows, columns, width = vision.patch_features(backbone, backbone.blank(), config.block).shape
+        patches = len(learned) * len(angles) * rows * columns
+        kept = patches if config.coreset is None else math.ceil(config.coreset * patches)
+        if config.megabytes is not None:
+            kept = min(kept, max(1, int(config.megabytes * 2**20 / (width * KEPT_AS.itemsize))))
+        left_out = not apart and kept == patches and len({*learned}) > 1
         tested: Part = "val" if apart else "train"
         units, strange = apart or learned * left_out, self._units(training, tested, good=False)
         images = len({*units})  # images of one thing are one
-        self._check(images, len(strange), left_out)
-        views = [self._patches(training, "train", angle=angle) for angle in (ANGLES if config.rotate else ANGLES[:1])]
+        self._check(images, len(strange), left_out, kept < patches)
+        views = [self._patches(training, "train", angle=angle) for angle in angles]
         of_images = torch.stack([self._vectors(view).flatten(1, 2) for view in views], 1).flatten(1, 2).to(KEPT_AS)
         memory = of_images.flatten(0, 1)
-        if config.coreset is not None:
-            memory = memory[coreset(memory.float(), math.ceil(config.coreset * len(memory)))]
+        if kept < patches:
+            memory = memory[coreset(memory.float(), kept)]
 
         def compared(patches: Tensor, units: list[str], left_out: bool = False) -> Tensor:
             """Return the largest score of each thing's images and the maximum of their maps `(2, things)`."""
-            side, highest = training.model.backbone.preprocess.size, [memory.new_zeros(2, 0).float()]
+            side, highest = backbone.preprocess.size, [memory.new_zeros(2, 0).float()]
             for unit in dict.fromkeys(units):
                 own = torch.tensor([name == unit for name in units], device=memory.device)
                 known = of_images[~own].flatten(0, 1) if left_out else memory
@@ -136,7 +144,7 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
 
         self._hold(memory, compared(self._patches(training, "val") if apart else views[0], units, left_out))
         self.config = config.model_copy(update={"rows": len(memory), "scores": images, "left_out": left_out})
-        told = {"images": len(learned), "patches": len(memory), "bytes": memory.numel() * memory.element_size()}
+        told = {"images": len(learned), "patches": len(memory), "bytes": memory.nbytes}
         promise = self.promise()
         if config.decide == "f1":
             abnormal = compared(self._patches(training, tested, good=False), strange)
@@ -145,7 +153,7 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
             promise = f"the threshold {float(cut):.3g} has {f1_of(self.good[0] > cut, abnormal[0] > cut)}"
         training.note(memory=told | {"good": self.good[0].tolist(), "promise": promise})
 
-    def _check(self, good: int, abnormal: int, left_out: bool) -> None:
+    def _check(self, good: int, abnormal: int, left_out: bool, reduced: bool) -> None:
         """Raise AdaptError if so many things that are not in the memory give no threshold as it is asked for."""
         share = self.config.false_alarms
         if self.config.decide == "f1" and not (share is None and good and abnormal):
@@ -154,7 +162,7 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
                 "least one of each, and leave false_alarms out"
             )
         if share is not None and not (good and rank(share, good, left_out)):
-            where = "" if self.config.coreset is None else " among the validation images, as a coreset leaves none out"
+            where = " among the validation images, as a coreset leaves none out" if reduced else ""
             raise AdaptError(
                 f"patch_memory: false_alarms {share:g} needs {math.ceil(1 / share - 1 - ROUNDING)} or more good images"
                 f"{where}, and there are {good}: give more, or leave false_alarms out"

@@ -115,6 +115,16 @@ def test_a_memory_that_does_not_only_grow_leaves_no_image_out() -> None:
     assert model.method.threshold() is None
 
 
+def test_a_memory_takes_no_more_than_its_megabytes() -> None:
+    whole, _ = trained(4)
+    model, told = trained(4, megabytes=20 * 192 * 2 / 2**20)
+    assert (told["patches"], told["bytes"], told["good"]) == (20, 20 * 192 * 2, [])
+    assert torch.equal(model.method.memory, whole.method.memory[patch_memory.coreset(whole.method.memory.float(), 20)])
+    model, told = trained(4, megabytes=1)
+    assert torch.equal(model.method.memory, whole.method.memory)
+    assert len(told["good"]) == 4
+
+
 def test_images_of_one_group_leave_the_memory_together() -> None:
     split = load("emoji-product")
     pairs = [Item(item.paths, item.label, group=str(number // 2)) for number, item in enumerate(split.train[:6])]
