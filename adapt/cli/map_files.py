@@ -57,6 +57,6 @@ class MapFiles:
         else:
             said = "colours compare these images with each other: the warmest pixels need not be defects"
             if self._threshold is not None:
-                said = "colours begin where few good images have a pixel: about as many as may be called abnormal"
+                said = "colours begin at the adapter's threshold of pixels"
             said += ". `adapt eval` on images of known classes, or with masks, says whether maps can be trusted"
         click.echo(said, err=True)

@@ -98,7 +98,7 @@ def predict(
     boxes: Annotated[
         bool,
         "Look for the adapter's classes in windows of each image, and give the boxes of those that reach --threshold "
-        "(0.9 by default).",
+        "(0.9 by default); the class is that of the surest window.",
     ] = False,
     vocabulary_free: Annotated[
         Path | None,
@@ -128,7 +128,7 @@ def predict(
 
     With --maps, each image gets two PNGs of the area that the backbone reads: 16-bit values of its pixels, whose scores
     are offset + scale * value, and colours over the image, on one scale for all images. An adapter with a threshold
-    from good images leaves all below it without colour; without one, the less abnormal half has none, and some pixels
+    of pixels leaves all below it without colour; without one, the less abnormal half has none, and some pixels
     are warm even if no image has a defect. With --explain, a score is how much the log-odds of the answer fall where
     the image is covered, and each image has a scale of its own; that takes 82 passes more.
 

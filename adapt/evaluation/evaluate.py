@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -66,7 +67,10 @@ def by_language(
         names = {each.text: each.answer for each in own}
         if len(names) < len(own):
             raise AdaptError(f"{language!r} has {len(own)} translations of {len(names)} classes: keep one of each")
-        kept = [item for item in items if item.answer in names]
+        for name, count in Counter(names.values()).items():
+            if count > 1:
+                raise AdaptError(f"{language!r} calls {count} classes {name!r}: give each a name of its own")
+        kept = [item for item in items if names.keys() >= {*item.class_names}]
         renamed = [item.renamed(names) for item in kept]
         translated = evaluate(model.with_classes([*names.values()]), renamed, cache=cache)
         yield language, translated, evaluate(model.with_classes([*names]), kept, cache=cache)

@@ -22,6 +22,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -34,6 +35,7 @@ from adapt.common.shown import readable_bytes
 from adapt.data.bags import singles
 from adapt.engine import vision
 from adapt.methods.base import ImageStep, Method, MethodConfig, Training
+from adapt.methods.base.training import Part
 from adapt.methods.base.traits import DrawsMaps, OwnClassifier, Reports, normal_label
 
 KEPT_AS = torch.float16
@@ -46,8 +48,7 @@ LEAST, FAR = 1e-6, 1e6  # below and above all distances
 STEEP = 8.0  # the odds are this power of the score over the threshold
 TIE = 1e-5  # log-odds by which a score that equals the threshold is below it
 ROUNDING = 1e-9
-BOOTSTRAPS = 1000
-Part = Literal["train", "val"]
+DRAWS = 10_000
 
 
 class PatchMemoryConfig(MethodConfig):
@@ -71,8 +72,8 @@ class PatchMemoryConfig(MethodConfig):
     """The share of good images that may be called abnormal; by default 0.05, or the least that the images can promise
     if that is more."""
     decide: Literal["good", "f1"] = "good"
-    """Whether the threshold comes from good images alone, or has the best F1 on good and abnormal images (which are
-    those of validation if some of these are good, or else those of training, each good one left out)."""
+    """Whether the threshold comes from good images alone, or has the best F1 on them and on all abnormal images. The
+    good ones are those of validation or, if none is there, those of training, each left out of the memory."""
     rows: int = Field(default=0, ge=0)
     """The number of patches in the memory; training sets it."""
     scores: int = Field(default=0, ge=0)
@@ -121,10 +122,10 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         if config.megabytes is not None:
             kept = min(kept, max(1, int(config.megabytes * 2**20 / (width * KEPT_AS.itemsize))))
         left_out = not apart and kept == patches and len({*learned}) > 1
-        tested: Part = "val" if apart else "train"
-        units, strange = apart or learned * left_out, self._units(training, tested, good=False)
+        units = apart or learned * left_out
+        strange: dict[Part, list[str]] = {part: self._units(training, part, good=False) for part in ("train", "val")}
         images = len({*units})  # images of one thing are one
-        self._check(images, len(strange), left_out, kept < patches)
+        self._check(images, sum(map(len, strange.values())), left_out, kept < patches)
         views = [self._patches(training, "train", angle=angle) for angle in angles]
         of_images = torch.stack([self._vectors(view).flatten(1, 2) for view in views], 1).flatten(1, 2).to(KEPT_AS)
         memory = of_images.flatten(0, 1)
@@ -147,9 +148,15 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         told = {"images": len(learned), "patches": len(memory), "bytes": memory.nbytes}
         promise = self.promise()
         if config.decide == "f1":
-            abnormal = compared(self._patches(training, tested, good=False), strange)
+            tested = [compared(self._patches(training, part, good=False), own) for part, own in strange.items() if own]
+            abnormal = torch.cat(tested, 1)
             self.cut.copy_(torch.stack([best_f1(*scores) for scores in zip(self.good, abnormal, strict=True)]))
             cut = self.cut[0]
+            if not (self.good[0] <= cut).any():
+                raise AdaptError(
+                    "patch_memory: decide is f1, but abnormal images score no higher than good ones, and calling all "
+                    "abnormal has the best F1: use another block or backbone, or leave decide out"
+                )
             promise = f"the threshold {float(cut):.3g} has {f1_of(self.good[0] > cut, abnormal[0] > cut)}"
         training.note(memory=told | {"good": self.good[0].tolist(), "promise": promise})
 
@@ -285,21 +292,18 @@ def best_f1(good: Tensor, abnormal: Tensor) -> Tensor:
 def f1_of(good: Tensor, abnormal: Tensor) -> str:
     """Return in words the F1 of calling images abnormal, from which good `(n,)` and abnormal ones `(m,)` are so called.
 
-    The interval is the middle 95 % of draws of as many images with replacement.
+    The interval has 95 % of draws of both shares from their posterior by Jeffreys' prior (Brown, Cai and DasGupta,
+    Interval Estimation for a Binomial Proportion, 2001), which no share of 0 or 1 makes certain.
     """
-    draws = torch.Generator().manual_seed(0)
-
-    def f1(found: Tensor, false: Tensor) -> Tensor:
-        return 2 * found / (found + false + len(abnormal))
-
-    again = [
-        each.cpu()[torch.randint(len(each), (BOOTSTRAPS, len(each)), generator=draws)].sum(-1)
-        for each in (abnormal, good)
-    ]
-    low, high = f1(*again).quantile(torch.tensor([0.025, 0.975])).tolist()
+    draw, most = np.random.default_rng(0), len(abnormal)
+    false, found = (
+        len(each) * draw.beta(int(each.sum()) + 0.5, int((~each).sum()) + 0.5, DRAWS) for each in (good, abnormal)
+    )
+    low, high = np.quantile(2 * found / (found + false + most), (0.025, 0.975))
+    f1 = 2 * int(abnormal.sum()) / (int(abnormal.sum()) + int(good.sum()) + most)
     return (
-        f"F1 {float(f1(abnormal.sum(), good.sum())):.2f} ({low:.2f} to {high:.2f}) on the {len(good)} good and "
-        f"{len(abnormal)} abnormal images that it was chosen by: expect less on new ones"
+        f"F1 {f1:.2f} ({low:.2f} to {max(high, f1):.2f}) on the {len(good)} good and {most} abnormal images that it "
+        "was chosen by: expect less on new ones"
     )
 
 

@@ -316,8 +316,10 @@ class Adapted(nn.Module, Generic[B]):
     ) -> list[Prediction]:
         """Return a prediction for each image whose `boxes` are windows of at least this probability, by default 0.9.
 
-        The windows are classified each by itself (see `adapt.models.windows`), which takes some hundred images' time.
-        `images` is as in `predict`, and so are the errors.
+        The windows are classified each by itself (see `adapt.models.windows`), 285 of them in a square image and more
+        in a long one; the rest of a prediction is that of the surest window. Boxes are in pixels of the image as the
+        model reads it: as displayed, or as stored if it was trained so, and of a region from the region's corner.
+        `images` is as in `predict`, and so are the errors; a method with a memory or of grades is refused.
         """
         return list(self.ask(images, Query(threshold=threshold, boxes=True), batch_size, urls=urls))
 
@@ -344,11 +346,12 @@ class Adapted(nn.Module, Generic[B]):
         if query.boxes:
             from adapt.models import windows
 
-            if has_trait(self.method, Grades) or has_trait(self.method, DrawsMaps):
-                raise AdaptError(f"{self.method.name} answers about an image as a whole: leave boxes out")
-            turned, own = turns(self.transform()), replace(query, boxes=False, threshold=None)
+            if any(has_trait(self.method, each) for each in (DrawsMaps, Grades, Stream)):
+                raise AdaptError(f"{self.method.name} answers about whole images, or by earlier ones: leave boxes out")
+            least = windows.SURE if query.threshold is None else query.threshold
+            turned, own = turns(self.transform()), replace(query, boxes=False, threshold=least)
             opened = (open_image(each, turned=turned, urls=urls) for each in each_of(images))
-            return windows.find(opened, lambda crops: self._asked(crops, own, batch_size, False), query.threshold)
+            return windows.find(opened, lambda crops: self._asked(crops, own, batch_size, False), least)
         return self._asked(images, query, batch_size, urls)
 
     def _asked(self, images: object, query: Query, batch_size: int, urls: bool) -> Iterator[Any]:

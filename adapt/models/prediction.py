@@ -167,8 +167,8 @@ class Prediction:
     drawn: JsonObject | None = field(default=None, compare=False)
     """What is told of the map: its pictures, and by which `scale` and `offset` values of one are scores."""
     boxes: tuple[NamedBox, ...] | None = None
-    """Boxes in pixels of the upright image: those that an answer in words has in the form of the model's family, or
-    those of the windows about which a classifier is sure, if wanted."""
+    """Boxes in pixels of the image as it is read: those that an answer in words has in the form of the model's family,
+    or those of the windows about which a classifier is sure, if wanted."""
     disagreement: Disagreement | None = None
     """How the members of an average disagree; None for an adapter by itself."""
     sighting: Sighting | None = field(default=None, compare=False, repr=False)

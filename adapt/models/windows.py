@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from math import ceil
 
 import torch
 from PIL.Image import Image
 
 from adapt.backbones.box_texts import Edges, NamedBox
-from adapt.models.prediction import Prediction, judged
+from adapt.models.prediction import Prediction
 
 SIZES = (1.0, 0.7, 0.5, 0.35, 0.25)  # sides of windows, as shares of the image's shorter side
 STEP = 0.25  # of a window's side, to the next window
@@ -35,29 +36,40 @@ def windows(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
 
 def _starts(length: int, side: int) -> Iterator[int]:
     """Yield where windows begin on a length: evenly, at most about `STEP` apart, the last one at its end."""
-    steps = round((length - side) / (STEP * side))
+    steps = ceil((length - side) / (STEP * side))
     yield from (round((length - side) * step / max(1, steps)) for step in range(steps + 1))
 
 
 def find(
-    images: Iterable[Image], classify: Callable[[Iterable[Image]], Iterable[Prediction]], threshold: float | None
+    images: Iterable[Image], classify: Callable[[Iterable[Image]], Iterable[Prediction]], least: float
 ) -> Iterator[Prediction]:
-    """Yield for each image the prediction of its surest window, with the boxes of all windows that are kept."""
-    from torchvision.ops import nms
+    """Yield for each image the prediction of its surest window, with the boxes of at least this probability.
 
-    least = SURE if threshold is None else threshold
+    Of several labels an image, windows are dropped for surer ones of their class alone.
+    """
+    from torchvision.ops import batched_nms
+
     for image in images:
         places = [*windows(*image.size)]
         answers = [*classify(image.crop(place) for place in places)]
-        sure = [at for at, answer in enumerate(answers) if answer.probability >= least]
-        edges = torch.tensor([places[at] for at in sure], dtype=torch.float).view(-1, 4)
-        boxes = list[NamedBox]()
-        for at in nms(edges, torch.tensor([answers[at].probability for at in sure]), ALIKE).tolist():
-            place, answer = places[sure[at]], answers[sure[at]]
-            if all(_inside(place, box.edges) < PART for box in boxes):
-                boxes.append(NamedBox(answer.top[0][0], place, answer.probability))
-        surest = judged(max(answers, key=lambda answer: answer.probability), least)
-        yield replace(surest, boxes=tuple(boxes), sighting=None)  # a watch compares whole images
+        named = [
+            NamedBox(name, place, probability)
+            for place, answer in zip(places, answers, strict=True)
+            for name, probability in answer.top[: None if answer.class_names is not None else 1]
+            if probability >= least
+        ]
+        several = answers[0].class_names is not None
+        names = [*dict.fromkeys(box.name for box in named)] if several else []
+        groups = [names.index(box.name) if several else 0 for box in named]
+        edges = torch.tensor([box.edges for box in named], dtype=torch.float).view(-1, 4)
+        order = batched_nms(edges, torch.tensor([box.probability for box in named]), torch.tensor(groups), ALIKE)
+        boxes = list[tuple[int, NamedBox]]()
+        for at in order.tolist():
+            inside = (_inside(named[at].edges, box.edges) for group, box in boxes if group == groups[at])
+            if max(inside, default=0.0) < PART:
+                boxes.append((groups[at], named[at]))
+        surest = max(answers, key=lambda answer: answer.probability)
+        yield replace(surest, boxes=tuple(box for _, box in boxes), sighting=None)  # a watch compares whole images
 
 
 def _inside(box: Edges, other: Edges) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from adapt.data.checks import Looked, contradictions
 from adapt.data.decoding.files import parted
 from adapt.data.readers.rows import Listed, check_listed_once
 from adapt.data.split import PARTS, Split
+from adapt.formats.adapter import read_header
+from adapt.loading import located, method_of
 from adapt.methods.base import Method
 from adapt.methods.base.traits import chosen_setting
 from adapt.recipe import DataSection, Recipe, build_recipe
@@ -46,7 +49,7 @@ def write_list(split: Split, path: Path) -> None:
     Raises AdaptError for labels other than classes, and for regions of images.
     """
     check_listable(split)
-    bags = has_bags(split.items())
+    bags, views = has_bags(split.items()), any(item.view_names for item in split.items())
     rows = [
         {
             "path": image.lstrip("/"),
@@ -56,9 +59,10 @@ def write_list(split: Split, path: Path) -> None:
             "group": item.group,
         }
         | ({"item": f"{part} {number}"} if bags else {})
+        | ({"view": view or ""} if views else {})
         for part in PARTS
         for number, item in enumerate(getattr(split, part), 1)
-        for image in item.paths
+        for image, view in zip_longest(item.paths, item.view_names)
     ]
     write_csv(path, rows)
 
@@ -106,7 +110,14 @@ def extended(run: Path, more: DataSection, out: Path) -> Recipe:
         raise AdaptError(f"{out} already contains a run: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_list(split, out / LIST)
-    return on_list(recipe, out / LIST, split.turned, start=str(run) if goes_on else None)
+    changes: dict[str, object] = {}
+    if goes_on:  # with what the run's training set, such as the names of views
+        file = located(run)
+        ours, theirs = (each.config.model_dump(mode="json") for each in (method, method_of(read_header(file), file)))
+        learned = {key: value for key, value in theirs.items() if ours[key] != value}
+        kept = {key: learned[key] for key in learned.keys() - method.config.set_by_training}
+        changes = {"start": str(run), "method": recipe.model_dump(mode="json")["method"] | kept}
+    return on_list(recipe, out / LIST, split.turned, **changes)
 
 
 def _tied(method: Method) -> str:

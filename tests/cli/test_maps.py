@@ -102,7 +102,7 @@ def test_good_images_give_a_threshold_to_maps_and_predictions(run, model_folder:
     threshold = float(model.method.threshold(pixels=True))
     assert [float(row["map_threshold"]) for row in rows] == [pytest.approx(threshold)] * 2
     assert [float(row["map_highest"]) > threshold for row in rows] == [False, True]
-    assert "colours begin where few good images have a pixel" in drawn.stderr
+    assert "colours begin at the adapter's threshold of pixels" in drawn.stderr
     known, strange = (Image.open(row["map_overlay"]).convert("RGB") for row in rows)
     plain = model.backbone.preprocess.placing()(open_image(pictures / "known.png"))
     assert ImageChops.difference(known, plain.resize(known.size)).getbbox() is None  # no colour at all

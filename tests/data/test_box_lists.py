@@ -158,6 +158,26 @@ def test_crowds_are_numbers_however_they_are_written(folder: Path) -> None:
     assert len(_asked(split)) == 5  # with the box around the crowd
 
 
+def test_an_image_of_a_crowd_is_not_asked_for_what_the_crowd_is_of(folder: Path) -> None:
+    def crowd_alone(content: Any) -> None:
+        content["annotations"] = content["annotations"][:3]
+        for image in (70, 8):
+            content["annotations"].append({"id": image, "image_id": image, "category_id": 1, "iscrowd": 1})
+        content["annotations"].append({"id": 9, "image_id": 8, "category_id": 90, "iscrowd": 1})
+
+    asked = _asked(load(f"boxes:{_coco(folder, crowd_alone)}"))
+    assert set(asked) == {("a.png", "red"), ("a.png", "blue"), ("b.png", "blue")}  # of c, nothing is known
+    assert asked["b.png", "blue"] == ()
+
+
+def test_points_of_a_pose_are_no_polygon(folder: Path) -> None:
+    (folder / "labels/train").mkdir(parents=True)
+    (folder / "labels/train/a.txt").write_text("1 0.7 0.7 0.2 0.2 0.65 0.65 2 0.9 0.1 1\n")
+    (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [red, blue]\nkpt_shape: [2, 3]\n")
+    [box] = _asked(load(f"boxes:yolo:{folder / 'data.yaml'}"))["a.png", "blue"]
+    assert box == pytest.approx((24, 12, 32, 16))
+
+
 def test_numbers_that_are_too_large_and_other_tasks_are_refused(folder: Path) -> None:
     with pytest.raises(AdaptError, match=r"annotation 1 is .*OverflowError"):
         load(_coco(folder, lambda content: content["annotations"][0].update(bbox=[10**400, 0, 1, 1])))

@@ -96,6 +96,15 @@ def test_abnormal_images_give_the_threshold_of_the_best_f1(tmp_path: Path) -> No
     assert called == ["abnormal" if score > cut else "normal" for score in scores]
     again = adapt.load(model.save(tmp_path / "a.safetensors"), model.backbone)
     assert torch.equal(again.method.cut, model.method.cut)
+    assert float(told["promise"].split("(")[1].split(" to")[0]) < 2 * found / (found + false + 6)
+    kept = [Item(item.paths, item.label) for item in split.train[:4]]
+    apart: Any = adapt.wrap(tiny_backbones.backbone("open_clip"), PatchMemory(decide="f1"), CLASSES)
+    of_both = adapt.fit(apart, items, val_set=kept, progress=False).metrics["memory"]
+    assert "on the 4 good and 6 abnormal images" in of_both["promise"]  # those of training, which no memory has
+    same = [*split.train[:3], *(Item.of(path=item.path, label="abnormal") for item in split.train[:3])]
+    blind: Any = adapt.wrap(tiny_backbones.backbone("open_clip"), PatchMemory(decide="f1"), CLASSES)
+    with pytest.raises(AdaptError, match="abnormal images score no higher than good ones, and calling all abnormal"):
+        adapt.fit(blind, same, progress=False)
     with pytest.raises(AdaptError, match="decide is f1 for 5 good and 0 abnormal images"):
         trained(5, decide="f1")
     with pytest.raises(AdaptError, match="leave false_alarms out"):

@@ -15,7 +15,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptError, methods
 from adapt.models.image_model import ImageModel
-from adapt.models.prediction import Prediction, Query
+from adapt.models.prediction import Prediction, Query, judged
 from adapt.models.windows import SIZES, STEP, windows
 
 NAMES = ("red", "blue", "nothing")
@@ -32,7 +32,7 @@ class ByColour(ImageModel):
             shares = {"red": red - blue, "blue": blue - red}
             name, share = max(shares.items(), key=lambda pair: pair[1])
             top = ((name, max(share, 0.0)),)
-            yield Prediction(name, max(share, 0.0), top, NAMES.index(name))
+            yield judged(Prediction(name, max(share, 0.0), top, NAMES.index(name)), query.threshold)
 
 
 def model_of() -> ImageModel:
@@ -59,6 +59,7 @@ def test_windows_are_squares_that_cover_the_image() -> None:
         seen[[round(64 * share) for share in SIZES].index(right - left), upper:lower, left:right] = True
     assert seen.all()
     lefts = sorted({left for left, _, right, _ in places if right - left == 16})
+    assert max(place[2] for place in windows(110, 100) if place[3] - place[1] == 100) == 110  # nothing is left out
     assert max(b - a for a, b in pairwise(lefts)) <= 16 * STEP + 1
 
 
@@ -77,6 +78,31 @@ def test_things_are_boxed_once_with_their_probability() -> None:
     assert answer.class_name in ("red", "blue")
 
 
+class ByBothColours(ImageModel):
+    """A classifier of several labels an image, for which half of a colour is enough."""
+
+    def _predictions(self, pixels: Tensor, query: Query) -> Any:
+        read = self.backbone.preprocess
+        spread, middle = (torch.tensor(each)[:, None, None] for each in (read.std, read.mean))
+        for red, _, blue in (pixels * spread + middle).mean((2, 3)).tolist():
+            top = tuple(sorted((("red", min(2 * red, 1.0)), ("blue", min(2 * blue, 1.0))), key=lambda each: -each[1]))
+            above = tuple(name for name, share in top if share >= (query.threshold or 0.5))
+            yield Prediction(*top[0], top, class_names=above)
+
+
+def test_a_window_of_several_labels_has_a_box_for_each() -> None:
+    model = model_of()
+    model.__class__ = ByBothColours
+    image = picture(((0, 0, 64, 64), (255, 0, 255)), ((64, 0, 96, 64), (0, 0, 0)))
+    [answer] = model.find(image, 0.95)
+    names = [box.name for box in answer.boxes or ()]
+    assert sorted(set(names)) == ["blue", "red"]
+    assert set(answer.class_names or ()) == {"red", "blue"}
+    [answer] = model.find(picture(((0, 0, 64, 64), (255, 0, 60))), 0.95)
+    assert {box.name for box in answer.boxes or ()} == {"red"}
+    assert answer.class_names == ("red",)
+
+
 def test_an_image_without_a_sure_window_has_no_box() -> None:
     [answer] = model_of().find(picture())
     assert answer.boxes == ()
@@ -86,6 +112,8 @@ def test_an_image_without_a_sure_window_has_no_box() -> None:
 def test_what_boxes_are_not_of() -> None:
     with pytest.raises(AdaptError, match="boxes are of the classes in windows"):
         Query(boxes=True, maps=True)
+    with pytest.raises(AdaptError, match="tda answers about whole images, or by earlier ones"):
+        adapt.wrap(tiny_backbones.backbone("open_clip"), methods.find("tda")(), NAMES).find(picture())
     graded = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.find("uniqa")(), NAMES)
-    with pytest.raises(AdaptError, match="uniqa answers about an image as a whole"):
+    with pytest.raises(AdaptError, match="uniqa answers about whole images"):
         graded.find(picture())

@@ -14,6 +14,7 @@ from adapt.cli import main
 from adapt.data import Item, load
 from adapt.evaluation.evaluate import by_language
 from adapt.methods import LoRA, ZeroShot
+from adapt.models.prediction import Answers
 
 WORDS = {"dog": "perro", "house": "casa", "flower": "flor", "fish": "pez"}
 TOWER = {"towers": ("text",), "rank": 8, "alpha": 8.0, "dropout": 0.0, "projections": "all"}
@@ -81,6 +82,21 @@ def test_a_language_is_scored_on_the_classes_that_it_names() -> None:
         list(by_language(model, load("emoji-captions").test, listed))
     with pytest.raises(AdaptError, match="'turned' has 5 translations of 4 classes: keep one of each"):
         list(by_language(model, images, [*listed[-4:], Item.of(text="fox", translation="zorro", language="turned")]))
+
+
+def test_images_of_several_labels_count_where_a_language_names_all() -> None:
+    images, names = load("emoji-labels").test[:40], load("emoji-labels").class_names
+    model = adapt.wrap(adapt.load_backbone("mini-clip"), ZeroShot(), names)
+    model.answers = Answers(logit_bias=-20.0)
+    every = [Item.of(text=name, translation=f"el {name}", language="es") for name in names]
+    [(_, own, _)] = by_language(model, images, every)
+    assert own.images == 40
+    first = {*images[0].class_names}
+    [(_, own, _)] = by_language(model, images, [each for each in every if each.text in first])
+    assert own.images == sum({*item.class_names} <= first for item in images)
+    one = [Item.of(text=name, translation="banco", language="es") for name in names[:2]]
+    with pytest.raises(AdaptError, match="'es' calls 2 classes 'banco': give each a name of its own"):
+        list(by_language(model, images, one))
 
 
 def test_eval_prints_a_table_of_languages(tmp_path: Path) -> None:

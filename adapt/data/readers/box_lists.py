@@ -48,6 +48,8 @@ class _Picture:
     part: str
     size: tuple[int, int]
     things: list[tuple[str, Edges]] = field(default_factory=list)
+    crowds: set[object] = field(default_factory=set)
+    """Names of what has a box around many things alone, so that nothing is known of each."""
     turned: int = 1
     """The EXIF orientation of the image that boxes are given in."""
 
@@ -117,19 +119,20 @@ def _coco(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
             pictures[row["id"]] = _Picture.opened(path, "", (row["width"], row["height"]))
     for at, row in enumerate(annotations, 1):
         with _row(problems, f"{where} annotation {at}", row):
-            if int(row.get("iscrowd") or 0):
-                continue
-            if "bbox" in row:
-                x, y, width, height = map(float, row["bbox"])
-                edges: Edges = (x, y, x + width, y + height)
-            else:
-                edges = _bounds([value for polygon in row["segmentation"] for value in polygon])
             for key, known in dict[str, Collection[object]](image_id=pictures, category_id=names).items():
                 if row[key] not in known:
                     own, other = brief(row[key]), brief(next(iter(known), None))
                     raise AdaptError(f"{key} is {own}; expected an id that is listed, such as {other}, as it is there")
-            if picture := pictures[row["image_id"]]:
-                picture.add(names[row["category_id"]], edges)
+            if not (picture := pictures[row["image_id"]]):
+                continue
+            if int(row.get("iscrowd") or 0):
+                picture.crowds.add(names[row["category_id"]])
+            elif "bbox" in row:
+                x, y, width, height = map(float, row["bbox"])
+                picture.add(names[row["category_id"]], (x, y, x + width, y + height))
+            else:
+                polygons = [value for polygon in row["segmentation"] for value in polygon]
+                picture.add(names[row["category_id"]], _bounds(polygons))
     return [picture for picture in pictures.values() if picture]
 
 
@@ -157,8 +160,8 @@ def _yolo(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
                     for at, line in numbered_lines(labels) if labels.is_file() else ():
                         with _row(problems, f"{labels} line {at}", line):
                             key, values = line.split()[0], [float(cell) for cell in line.split()[1:]]
-                            if len(values) == 4:
-                                x, y, width, height = values
+                            if len(values) == 4 or content.get("kpt_shape"):  # with points of a pose behind the box
+                                x, y, width, height = values[:4]
                                 edges: Edges = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
                             else:
                                 edges = _bounds(values)
@@ -249,7 +252,9 @@ def read_boxes(spec: str, root: str | None = None, ratios: Sequence[float] = par
         raise InconsistentError([*problems, f"{spec!r} has no box that can be used"], None, len(problems))
     for at, picture in enumerate(pictures):
         if asks:
-            for name, boxes in (grouped(picture.things) or {names[at % len(names)]: []}).items():
+            lacking = [name for name in names if name not in picture.crowds]
+            none = {lacking[at % len(lacking)]: list[Edges]()} if lacking else {}
+            for name, boxes in (grouped(picture.things) or none).items():
                 item = Item.of(path=picture.path, group=picture.path, boxes=(name, boxes, picture.size))
                 rows.append(Listed(item, picture.part))
         for name, edges in () if asks else picture.things:
