@@ -131,14 +131,12 @@ def _tokens(items: Sequence[Item], name: str) -> tuple[str, list[Finding]]:
     """
     from adapt.data.checks import Finding, ListRow
 
-    with common.quiet_libraries():
-        model, task = _reading_model(None, name, "cpu"), tasks.of(items)
-        if model.backbone.kind not in task.backbones:
-            raise AdaptError(
-                f"{name} is a {model.backbone.kind}, which reads no {task.items_are} as conversations: leave "
-                "--backbone out"
-            )
-        lengths = model.lengths(items)
+    model, task = _reading_model(None, name, "cpu"), tasks.of(items)
+    if model.backbone.kind not in task.backbones:
+        raise AdaptError(
+            f"{name} is a {model.backbone.kind}, which reads no {task.items_are} as conversations: leave --backbone out"
+        )
+    lengths = model.lengths(items)
     most = model.backbone.longest
     rows: list[ListRow] = [
         {"path": item.name, "tokens": length} for item, length in zip(items, lengths) if length > most
@@ -262,17 +260,16 @@ def match(
     items = [item for item in getattr(split, part) if item.path]
     if not items:
         raise AdaptError(f"{shown(split.name)} has no {part} images: choose another --part")
-    with common.quiet_libraries():
-        from adapt.backbones.load import load_backbone
-        from adapt.models.dual_encoder import AdaptedModel
-        from adapt.models.unadapted import unadapted
-        from adapt.retrieval.matching import match as matched
+    from adapt.backbones.load import load_backbone
+    from adapt.models.dual_encoder import AdaptedModel
+    from adapt.models.unadapted import unadapted
+    from adapt.retrieval.matching import match as matched
 
-        model = unadapted(load_backbone(backbone, device).turning(split.turned), split.class_names)
-        if not isinstance(model, AdaptedModel):
-            raise AdaptError(f"{backbone} is a {model.backbone.kind}, which compares no images with texts: give a CLIP")
-        with counting_bar("encoding", True) as bar:
-            nearest = matched(model, items, descriptors, top, progress=bar)
+    model = unadapted(load_backbone(backbone, device).turning(split.turned), split.class_names)
+    if not isinstance(model, AdaptedModel):
+        raise AdaptError(f"{backbone} is a {model.backbone.kind}, which compares no images with texts: give a CLIP")
+    with counting_bar("encoding", True) as bar:
+        nearest = matched(model, items, descriptors, top, progress=bar)
     rows = [
         {"path": item.path.removeprefix(split.root).lstrip("/"), "text": text}
         for item, texts_of_item in zip(items, nearest, strict=True)
@@ -313,20 +310,17 @@ def filter_by_perplexity(
     check_free(out, "file")
     split = read(source, _root(folder, root))
     _check_files(split)
-    with common.quiet_libraries():
-        from adapt.evaluation import perplexity
-        from adapt.evaluation.inference import Inference
+    from adapt.evaluation import perplexity
+    from adapt.evaluation.inference import Inference
 
-        perplexity.check_ranked(split)
-        model = _reading_model(adapter, backbone, device)
-        with counting_bar("reading", True) as bar:
-            values = perplexity.perplexities(model, split.train, Inference(cache=False, progress=bar))
-        kept = perplexity.lowest(values, keep)
-        parts = {part: getattr(split, part) for part in common.PARTS} | {"train": [split.train[row] for row in kept]}
-        question = model.backbone.question
-        rows = [
-            row for part, items in parts.items() for row in perplexity.rows_of_chats(items, part, split.root, question)
-        ]
+    perplexity.check_ranked(split)
+    model = _reading_model(adapter, backbone, device)
+    with counting_bar("reading", True) as bar:
+        values = perplexity.perplexities(model, split.train, Inference(cache=False, progress=bar))
+    kept = perplexity.lowest(values, keep)
+    parts = {part: getattr(split, part) for part in common.PARTS} | {"train": [split.train[row] for row in kept]}
+    question = model.backbone.question
+    rows = [row for part, items in parts.items() for row in perplexity.rows_of_chats(items, part, split.root, question)]
     for row, place in zip(rows, kept):
         row["perplexity"] = values[place]
     write_text(out, "".join(f"{dump(row)}\n" for row in rows))
@@ -414,11 +408,10 @@ def _written(
     names = [os.path.relpath(path, photos) for path in images_in(str(photos))]
     if not names:
         raise AdaptError(f"{photos} has no image: give a folder of images")
-    with common.quiet_libraries():
-        model = _reading_model(made["adapter"], made["backbone"], made["device"])
-        with counting_bar("writing", True) as bar:
-            maker = kind(model, str(photos), tokens=made["tokens"], adapter=str(made["adapter"] or ""), **settings)
-            return write_rows(out, names, maker, made["resume"], bar)
+    model = _reading_model(made["adapter"], made["backbone"], made["device"])
+    with counting_bar("writing", True) as bar:
+        maker = kind(model, str(photos), tokens=made["tokens"], adapter=str(made["adapter"] or ""), **settings)
+        return write_rows(out, names, maker, made["resume"], bar)
 
 
 def _reading_model(adapter: Path | None, name: str | None, device: str) -> ChatModel:

@@ -58,12 +58,11 @@ def inspect(
     if len(tensors) > 12:
         click.echo(f"  and {len(tensors) - 12} more")
     if words:
-        with common.quiet_libraries():
-            from adapt.methods.base.traits import LearnedTokens
+        from adapt.methods.base.traits import LearnedTokens
 
-            method = method_of(header, file)
-            if isinstance(method, LearnedTokens) and "text" in method.touches:
-                _show_words(common.load_adapter(adapter, backbone), words)
+        method = method_of(header, file)
+        if isinstance(method, LearnedTokens) and "text" in method.touches:
+            _show_words(common.load_adapter(adapter, backbone), words)
 
 
 def _lines(header: Header) -> Iterator[tuple[str, str]]:
@@ -126,10 +125,9 @@ def merge(adapter: Path, folder: Path, *, backbone: common.OfAdapter = None) -> 
     nor peft. To use the model with adapt, give `--backbone FOLDER`.
     """
     check_free(folder)
-    with common.quiet_libraries():
-        from adapt.formats.merge import merge as write
+    from adapt.formats.merge import merge as write
 
-        click.echo(f"merged into {write(common.load_adapter(adapter, backbone), folder)}")
+    click.echo(f"merged into {write(common.load_adapter(adapter, backbone), folder)}")
 
 
 @command()
@@ -169,25 +167,24 @@ def convert(
     records of Dassl is refused.
     """
     check_free(target, "target")
-    with common.quiet_libraries():
-        from adapt.loading import located
+    from adapt.loading import located
 
-        source = located(source)
-        if source.suffix == ".safetensors" and method is None:
-            if target_form != "peft":
-                raise AdaptError(
-                    f"{source} is taken for an adapter of adapt, which needs no import: give --to peft to export the "
-                    "adapter, or --method to import another kind of file"
-                )
-            from adapt.formats.peft_layout import export
-
-            click.echo(f"written to {export(common.load_adapter(source, backbone), target)}")
-            return
-        if target_form == "peft":
+    source = located(source)
+    if source.suffix == ".safetensors" and method is None:
+        if target_form != "peft":
             raise AdaptError(
-                f"--to peft exports an adapter of adapt, but {source} is not an adapter: leave out --to for an import"
+                f"{source} is taken for an adapter of adapt, which needs no import: give --to peft to export the "
+                "adapter, or --method to import another kind of file"
             )
-        click.echo(f"written to {_imported(source, backbone, classes, method, settings).save(target)}")
+        from adapt.formats.peft_layout import export
+
+        click.echo(f"written to {export(common.load_adapter(source, backbone), target)}")
+        return
+    if target_form == "peft":
+        raise AdaptError(
+            f"--to peft exports an adapter of adapt, but {source} is not an adapter: leave out --to for an import"
+        )
+    click.echo(f"written to {_imported(source, backbone, classes, method, settings).save(target)}")
 
 
 def _imported(
@@ -251,17 +248,16 @@ def soup(
     validation = None if data is None else load_data(data, root).val
     if validation == ():
         raise AdaptError(f"--greedy {data} has no validation images, on which adapters are compared: give other data")
-    with common.quiet_libraries():
-        from adapt.soups import soup as mixed
+    from adapt.soups import soup as mixed
 
-        def tried(name: str, accuracy: float, taken: bool) -> None:
-            click.echo(f"{'taken' if taken else 'left':6} {100 * accuracy:5.1f} %  {shown(name)}")
+    def tried(name: str, accuracy: float, taken: bool) -> None:
+        click.echo(f"{'taken' if taken else 'left':6} {100 * accuracy:5.1f} %  {shown(name)}")
 
-        model = mixed(
-            adapters, shares, combination=combination, density=density, rank=rank, seed=seed, validation=validation,
-            backbone=common.given_backbone(backbone, AUTO), tried=tried,
-        )  # fmt: skip
-        model.save(out)
+    model = mixed(
+        adapters, shares, combination=combination, density=density, rank=rank, seed=seed, validation=validation,
+        backbone=common.given_backbone(backbone, AUTO), tried=tried,
+    )  # fmt: skip
+    model.save(out)
     names = model.metadata["recipe"]["soup"]["ingredients"]
     click.echo(f"soup of {len(names)} of {len(adapters)} at {out} ({readable_bytes(out.stat().st_size)})")
 
@@ -278,10 +274,9 @@ def average(
     They may be of any methods and seeds, on one backbone, for the same classes.
     """
     check_free(out, "file")
-    with common.quiet_libraries():
-        from adapt.soups import average as averaged
+    from adapt.soups import average as averaged
 
-        averaged([*map(str, adapters)], common.given_backbone(backbone, AUTO)).save(out)
+    averaged([*map(str, adapters)], common.given_backbone(backbone, AUTO)).save(out)
     click.echo(f"average of {len(adapters)} at {out} ({readable_bytes(out.stat().st_size)})")
 
 
@@ -328,26 +323,25 @@ def export(
     if compact and (int8 or runtime or classes or data):
         raise AdaptError("--int8, --runtime, --classes and --data need --to, not --compact: leave out these options")
     check_free(out)
-    with common.quiet_libraries():
-        from adapt.data.readers import load as load_data
+    from adapt.data.readers import load as load_data
 
-        items = getattr(load_data(data, root, names), part) if data else ()
-        model = common.load_adapter(adapter, backbone, class_names=common.class_names(classes))
-        if to is None:
-            from adapt.backbones.base import block_paths
-            from adapt.formats.compact import export as write_compact
-            from adapt.methods.base.traits import skipped_blocks
+    items = getattr(load_data(data, root, names), part) if data else ()
+    model = common.load_adapter(adapter, backbone, class_names=common.class_names(classes))
+    if to is None:
+        from adapt.backbones.base import block_paths
+        from adapt.formats.compact import export as write_compact
+        from adapt.methods.base.traits import skipped_blocks
 
-            write_compact(model, out)
-            whole, skipped = model.backbone.model, skipped_blocks(model.method)
-            paths = block_paths(model.backbone, skipped).values()
-            count, cut = _parameters(whole), sum(_parameters(whole.get_submodule(path)) for path in paths)
-            click.echo(f"written to {out}: {_size(out)}, {count - cut:,} of the backbone's {count:,} parameters")
-            return
-        from adapt.formats.export import RECORD
-        from adapt.formats.export import export as write
+        write_compact(model, out)
+        whole, skipped = model.backbone.model, skipped_blocks(model.method)
+        paths = block_paths(model.backbone, skipped).values()
+        count, cut = _parameters(whole), sum(_parameters(whole.get_submodule(path)) for path in paths)
+        click.echo(f"written to {out}: {_size(out)}, {count - cut:,} of the backbone's {count:,} parameters")
+        return
+    from adapt.formats.export import RECORD
+    from adapt.formats.export import export as write
 
-        write(model, out, to, int8=int8, data=items, runtime=runtime)
+    write(model, out, to, int8=int8, data=items, runtime=runtime)
     record = plain.parse((out / RECORD).read_bytes())
     click.echo(f"written to {out}: {_size(out)}, logits within {record['difference']:.1e} of the adapter's")
     if measured := record.get("measured"):
@@ -396,13 +390,12 @@ def push(
       adapt push runs/first user/emoji-coop --license apache-2.0
       adapt predict hf://user/emoji-coop photo.png
     """
-    with common.quiet_libraries():
-        from adapt.formats import publishing
-        from adapt.loading import located
+    from adapt.formats import publishing
+    from adapt.loading import located
 
-        file = located(adapter)
-        if not file.is_file():
-            raise AdaptError(f"there is no adapter at {adapter}: give a .safetensors file, or the folder of a run")
-        model = common.load_adapter(file, backbone)
-        address = publishing.push(model, repository, file=file, private=private, license=license, message=message)
+    file = located(adapter)
+    if not file.is_file():
+        raise AdaptError(f"there is no adapter at {adapter}: give a .safetensors file, or the folder of a run")
+    model = common.load_adapter(file, backbone)
+    address = publishing.push(model, repository, file=file, private=private, license=license, message=message)
     click.echo(f"published at {address}")

@@ -68,29 +68,28 @@ def evaluate_adapter(
 
     split = load_data(data, root, names, note=True, columns=columns)
     shares = [] if blend is None else common.numbers("blend", blend, float)
-    with common.quiet_libraries():
-        if (shares or languages) and (against is not None or level is not None):
-            raise AdaptError("--blend or --languages is given with --against or --sets: measure one after the other")
-        models, paths = [], [adapter] if against is None else [adapter, against]
-        for path in paths:
-            model = common.load_adapter(path, backbone, device, split.class_names if data_classes else None)
-            if model.class_names and set(split.class_names) != set(model.class_names):
-                raise AdaptError(_other_classes(data, split.class_names, path, model.class_names))
-            common.set_at_use(model, at_use)
-            models.append(model)
-        model = models[0]
-        blended = [model.blended(share, split.template) for share in shares]  # all are checked before any is measured
-        for share, each in zip(shares, blended, strict=True):
-            if not as_json:
-                click.echo(f"blend {share:g}: ", nl=False)
-            _print(each, split, part, as_json, cache, blended=True)
-        if languages:
-            _print_languages(model, measured_items(split, part), load_data(languages).items(), as_json, cache)
-        elif not shares:
-            other = None if against is None else (against, models[1])
-            _print(model, split, part, as_json, cache, against=other, level=level)
-        for path in paths if part != "train" else ():
-            note_learned(path, split, measured_items(split, part))
+    if (shares or languages) and (against is not None or level is not None):
+        raise AdaptError("--blend or --languages is given with --against or --sets: measure one after the other")
+    models, paths = [], [adapter] if against is None else [adapter, against]
+    for path in paths:
+        model = common.load_adapter(path, backbone, device, split.class_names if data_classes else None)
+        if model.class_names and set(split.class_names) != set(model.class_names):
+            raise AdaptError(_other_classes(data, split.class_names, path, model.class_names))
+        common.set_at_use(model, at_use)
+        models.append(model)
+    model = models[0]
+    blended = [model.blended(share, split.template) for share in shares]  # all are checked before any is measured
+    for share, each in zip(shares, blended, strict=True):
+        if not as_json:
+            click.echo(f"blend {share:g}: ", nl=False)
+        _print(each, split, part, as_json, cache, blended=True)
+    if languages:
+        _print_languages(model, measured_items(split, part), load_data(languages).items(), as_json, cache)
+    elif not shares:
+        other = None if against is None else (against, models[1])
+        _print(model, split, part, as_json, cache, against=other, level=level)
+    for path in paths if part != "train" else ():
+        note_learned(path, split, measured_items(split, part))
     if not as_json:
         _tell_parts(split, part)
 
@@ -148,25 +147,24 @@ def sets(
             "without --root, --names, --part, --by-class and --together"
         )
     seen, noun, how = set[str](), "images", "calibrated on"
-    with common.quiet_libraries():
-        from adapt.evaluation.inference import Inference
-        from adapt.evaluation.sets import LEVEL, calibrated
-        from adapt.training.repeating import crossed, provenance
-        from adapt.training.run import seen_images
+    from adapt.evaluation.inference import Inference
+    from adapt.evaluation.sets import LEVEL, calibrated
+    from adapt.training.repeating import crossed, provenance
+    from adapt.training.run import seen_images
 
-        if data is None:
-            given = {"backbone": backbone, "device": device, "cache": None if cache else False}
-            changes = [(key, value) for key, value in given.items() if value is not None]
-            model, found = crossed(provenance(adapter), folds or 0, score or "lac", changes)
-            how = f"averages {folds} adapters, each trained without one of {folds} random parts of"
-        else:
-            split = load_data(data, root, names, note=True)
-            items, noun, seen = measured_items(split, part), split.noun, seen_images(adapter) or {""}
-            model, using = common.load_adapter(adapter, backbone, device), Inference(cache=cache)
-            found = calibrated(model, items, score, by_class=by_class, together=together, learned=seen, inference=using)
-        model.answers = replace(model.answers, sets=found)
-        found.check(LEVEL, model.settings_id, found.of_items, together)
-        model.save(out)
+    if data is None:
+        given = {"backbone": backbone, "device": device, "cache": None if cache else False}
+        changes = [(key, value) for key, value in given.items() if value is not None]
+        model, found = crossed(provenance(adapter), folds or 0, score or "lac", changes)
+        how = f"averages {folds} adapters, each trained without one of {folds} random parts of"
+    else:
+        split = load_data(data, root, names, note=True)
+        items, noun, seen = measured_items(split, part), split.noun, seen_images(adapter) or {""}
+        model, using = common.load_adapter(adapter, backbone, device), Inference(cache=cache)
+        found = calibrated(model, items, score, by_class=by_class, together=together, learned=seen, inference=using)
+    model.answers = replace(model.answers, sets=found)
+    found.check(LEVEL, model.settings_id, found.of_items, together)
+    model.save(out)
     if "" in seen:
         click.echo(
             f"warning: a run that {adapter} is from is not here, so whether it has learned from these images cannot be "
@@ -208,17 +206,16 @@ def certify(
 
     if is_name(adapter) and out is None:
         raise AdaptError("an adapter of the hub has no folder of yours: say with --out where to write the certificate")
-    with common.quiet_libraries():
-        from adapt.formats import certificate
+    from adapt.formats import certificate
 
-        file = located(adapter)
-        if not file.is_file():
-            raise AdaptError(f"there is no adapter file at {adapter}: give a .safetensors file, or the folder of a run")
-        out = out or certificate.place_of(file)
-        check_free(out, "file with --out, or delete it to measure again")
-        model = common.load_adapter(file, backbone, device)
-        found = certificate.measured(model, file, seconds, not quiet)
-        write_json(out, told := found.model_dump(mode="json"))
+    file = located(adapter)
+    if not file.is_file():
+        raise AdaptError(f"there is no adapter file at {adapter}: give a .safetensors file, or the folder of a run")
+    out = out or certificate.place_of(file)
+    check_free(out, "file with --out, or delete it to measure again")
+    model = common.load_adapter(file, backbone, device)
+    found = certificate.measured(model, file, seconds, not quiet)
+    write_json(out, told := found.model_dump(mode="json"))
     if as_json:
         from adapt.common import plain
 
@@ -260,18 +257,17 @@ def zeroshot(
 
     backbone = common.say_backbone(backbone, data)
     split = load_data(data, root, names, note=True)
-    with common.quiet_libraries():
-        from adapt.backbones.load import load_backbone
-        from adapt.backbones.vision_encoder import VisionEncoder
-        from adapt.evaluation.inference import Inference
-        from adapt.models.unadapted import unadapted
+    from adapt.backbones.load import load_backbone
+    from adapt.backbones.vision_encoder import VisionEncoder
+    from adapt.evaluation.inference import Inference
+    from adapt.models.unadapted import unadapted
 
-        turning = load_backbone(backbone, device).turning(split.turned)
-        if isinstance(turning, VisionEncoder):
-            raise AdaptError(f"{backbone} reads no class names: measure class means with `adapt train nearest_mean`")
-        model = unadapted(turning, split.class_names, templates or split.template)
-        tasks.of(split.items()).fit_answers(model, split.train or measured_items(split, part), Inference(cache=cache))
-        _print(model, split, part, as_json, cache)
+    turning = load_backbone(backbone, device).turning(split.turned)
+    if isinstance(turning, VisionEncoder):
+        raise AdaptError(f"{backbone} reads no class names: measure class means with `adapt train nearest_mean`")
+    model = unadapted(turning, split.class_names, templates or split.template)
+    tasks.of(split.items()).fit_answers(model, split.train or measured_items(split, part), Inference(cache=cache))
+    _print(model, split, part, as_json, cache)
     if not as_json:
         _tell_parts(split, part)
 
@@ -536,14 +532,13 @@ def verify(
         runs = RecipeRuns(chosen, located.name, shots, runs_seeds, out, departures, overrides)
     elif out is not None or overrides:
         raise AdaptError("--out and --set apply only to a recipe's runs: add --recipe, or leave out --out and --set")
-    with common.quiet_libraries():
-        from adapt.backbones.load import load_backbone
-        from adapt.protocols.reproduction import reproduce
+    from adapt.backbones.load import load_backbone
+    from adapt.protocols.reproduction import reproduce
 
-        loaded, name = load_backbone(backbone, device), called or papers.published_backbone(backbone)
-        reproduction = reproduce(
-            loaded, split, entry, root, name, runs, cache=cache, progress=lambda line: click.echo(f"  {line}", err=True)
-        )
+    loaded, name = load_backbone(backbone, device), called or papers.published_backbone(backbone)
+    reproduction = reproduce(
+        loaded, split, entry, root, name, runs, cache=cache, progress=lambda line: click.echo(f"  {line}", err=True)
+    )
     click.echo(plain.dump(reproduction.to_dict(), indent=2) if as_json else _as_text(reproduction))
     if reproduction.verdict == "not reproduced":
         sys.exit(_DIFFERENT)

@@ -301,19 +301,18 @@ def run(protocol: Protocol, options: _Options) -> Results:
         if not (key and equals and value) or "\n" in option:
             raise AdaptError(f"--sbatch {option} is not an option; expected KEY=VALUE, such as partition=gpu")
         of_jobs[key.replace("-", "_")] = value
-    with common.quiet_libraries():
-        from adapt.protocols.engines import Engine
-        from adapt.protocols.protocol import run_protocol
-        from adapt.protocols.tables import as_text, table
+    from adapt.protocols.engines import Engine
+    from adapt.protocols.protocol import run_protocol
+    from adapt.protocols.tables import as_text, table
 
-        try:
-            where = Engine(engine, options["jobs"], address, tuple(of_jobs.items()))
-            results = run_protocol(
-                protocol, options["out"], where, lambda line: click.echo(f"  {line}", err=True), options["track"]
-            )
-        except KeyboardInterrupt:
-            click.echo("stopped; continue with the same command", err=True)
-            raise SystemExit(130) from None
+    try:
+        where = Engine(engine, options["jobs"], address, tuple(of_jobs.items()))
+        results = run_protocol(
+            protocol, options["out"], where, lambda line: click.echo(f"  {line}", err=True), options["track"]
+        )
+    except KeyboardInterrupt:
+        click.echo("stopped; continue with the same command", err=True)
+        raise SystemExit(130) from None
     click.echo(as_text(table([results])))
     return results
 
