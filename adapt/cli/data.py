@@ -14,10 +14,17 @@ from adapt import tasks
 from adapt.cli import CommandGroup
 from adapt.cli import options as common
 from adapt.cli.options import Argument, Option, command
+from adapt.common import plain
 from adapt.common.devices import AUTO
+from adapt.common.disk import check_free, new_folder, replacing, write_csv, write_text
 from adapt.common.errors import AdaptError
 from adapt.common.grouping import grouped
+from adapt.common.progress import counting_bar
 from adapt.common.shown import shown, spread
+from adapt.data.emoji import bundled
+from adapt.data.readers import load, published, torchvision_sets
+from adapt.data.readers.folder import images_in
+from adapt.data.readers.names_file import read_descriptors
 
 if TYPE_CHECKING:
     from adapt.data.checks import Finding, Looked
@@ -47,18 +54,15 @@ def data() -> None:
 @command("list", short_help="List the data sets known by name.", group=data)
 def list_sets() -> None:
     """List the data sets that are available by name, and where to put the files of the papers' data sets."""
-    from adapt.data.emoji import bundled
-    from adapt.data.readers import published, torchvision_sets
-
     click.echo(f"{'name':16} {'classes':>7} {'train':>9} {'val':>6} {'test':>6}  files under ROOT")
     for name, each in published.sets().items():
         sizes = " ".join(f"{size:{width},}" for size, width in zip(each.sizes, (9, 6, 6), strict=True))
         files = ", ".join([*(f"{folder}/" for folder in each.images), *each.lists])
         click.echo(f"{name:16} {each.classes:7,} {sizes}  {each.folder}/: {files}")
     click.echo("\nWhat to download and from where: adapt data check NAME ROOT")
-    plain = [name for name in bundled.names() if "@" not in name]
+    whole = [name for name in bundled.names() if "@" not in name]
     styles = sorted({style for name in bundled.names() for style in name.split("@")[1:]})
-    click.echo(f"Bundled: {', '.join(plain)}")
+    click.echo(f"Bundled: {', '.join(whole)}")
     click.echo(f"         of one style by NAME@STYLE: {', '.join(styles)}")
     click.echo(f"Others:  torchvision:NAME ({', '.join(torchvision_sets.names())}),")
     click.echo("         hf:NAME_OR_FOLDER, an image folder, a .csv, .json or .parquet")
@@ -88,11 +92,8 @@ def check(
     that EXIF rotates, files with a wrong suffix, 16-bit, CMYK and animated images, and images of more than 24
     megapixels. --out lists all these files.
     """
-    from adapt.common.disk import check_free
-    from adapt.common.progress import counting_bar
     from adapt.data import checks
     from adapt.data.check import check_root
-    from adapt.data.readers import published
 
     if out is not None:
         check_free(out)
@@ -163,8 +164,6 @@ def _print_findings(looked: Looked, findings: Sequence[Finding]) -> None:
 
 
 def _write_lists(out: Path, findings: Sequence[Finding]) -> None:
-    from adapt.common.disk import new_folder, write_csv
-
     lists = grouped((finding.list, row) for finding in findings for row in finding.rows)
     if not lists:
         click.echo(f"Nothing was found, so no list was written to {shown(str(out))}.")
@@ -215,10 +214,7 @@ def show(
 
     SOURCE and ROOT are the same as for `adapt data check`. An image that cannot be decoded is crossed out.
     """
-    from adapt.common.disk import check_free, replacing
-    from adapt.common.progress import counting_bar
     from adapt.data.contact_sheet import contact_sheet
-    from adapt.data.readers import load
 
     check_free(out, "file")
     split = load(source, _root(folder, root), names)
@@ -248,11 +244,6 @@ def match(
 
     The CSV has one row per pair, with the columns path and text. Paths are relative to the root folder of the data.
     """
-    from adapt.common.disk import check_free, write_csv
-    from adapt.common.progress import counting_bar
-    from adapt.data.readers import load
-    from adapt.data.readers.names_file import read_descriptors
-
     check_free(out, "file")
     split, descriptors = load(source, _root(folder, root)), read_descriptors(texts)
     split.check_classes()
@@ -302,13 +293,8 @@ def filter_by_perplexity(
     Example:
       adapt data filter mine.json --backbone mini-vlm --keep 0.8 --out kept.jsonl
     """
-    from adapt.common.disk import check_free, write_text
-    from adapt.common.plain import dump
-    from adapt.common.progress import counting_bar
-    from adapt.data.readers import load as read
-
     check_free(out, "file")
-    split = read(source, _root(folder, root))
+    split = load(source, _root(folder, root))
     _check_files(split)
     from adapt.evaluation import perplexity
     from adapt.evaluation.inference import Inference
@@ -323,7 +309,7 @@ def filter_by_perplexity(
     rows = [row for part, items in parts.items() for row in perplexity.rows_of_chats(items, part, split.root, question)]
     for row, place in zip(rows, kept):
         row["perplexity"] = values[place]
-    write_text(out, "".join(f"{dump(row)}\n" for row in rows))
+    write_text(out, "".join(f"{plain.dump(row)}\n" for row in rows))
     most = max(values[place] for place in kept)
     click.echo(
         f"{out}  {len(kept):,} of {len(values):,} training items, of perplexity up to {most:.3g}; the root of their "
@@ -398,9 +384,6 @@ def _written(
     photos: Path, out: Path, kind: type[RowMaker], settings: dict[str, Any], **made: Unpack[_Made]
 ) -> list[dict[str, object]]:
     """Write the rows that a maker of `kind` makes of the images in a folder, and return them."""
-    from adapt.common.disk import check_free
-    from adapt.common.progress import counting_bar
-    from adapt.data.readers.folder import images_in
     from adapt.labelling.describing import write_rows
 
     if not (made["resume"] and out.exists()):

@@ -20,6 +20,7 @@ from adapt.common.disk import check_free, check_writable, write_text
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.shown import first_of, shown
+from adapt.data.readers import load as load_data
 
 if TYPE_CHECKING:
     from adapt.training.repeating import Differences, Provenance
@@ -133,7 +134,6 @@ def diff(
     both, lines = (provenance(first), provenance(second)), list[str]()
     found, told = differences(*both), JsonObject(first=str(first), second=str(second))
     if data is not None:
-        from adapt.data.readers import load as load_data
         from adapt.evaluation.evaluate import evaluate
         from adapt.evaluation.intervals import legend
 

@@ -17,6 +17,7 @@ from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
 from adapt.common.plain import within
 from adapt.common.shown import readable_bytes, shown
+from adapt.data.readers import load as load_data
 
 if TYPE_CHECKING:
     from torch import nn
@@ -241,8 +242,6 @@ def soup(
       adapt soup runs/lora-1 runs/lora-2 --combination ties --density 0.3 --out ties.safetensors
       adapt soup runs/coop-1 runs/coop-2 runs/coop-3 --greedy photos --out greedy.safetensors
     """
-    from adapt.data.readers import load as load_data
-
     check_free(out, "file")
     shares = None if weights is None else common.numbers("weights", weights, float)
     validation = None if data is None else load_data(data, root).val
@@ -323,7 +322,6 @@ def export(
     if compact and (int8 or runtime or classes or data):
         raise AdaptError("--int8, --runtime, --classes and --data need --to, not --compact: leave out these options")
     check_free(out)
-    from adapt.data.readers import load as load_data
 
     items = getattr(load_data(data, root, names), part) if data else ()
     model = common.load_adapter(adapter, backbone, class_names=common.class_names(classes))

@@ -16,8 +16,12 @@ from adapt.common import plain
 from adapt.common.devices import AUTO
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
+from adapt.common.progress import counting_bar
 from adapt.common.shown import brief, readable_bytes, shown
+from adapt.data.readers.csv_file import read_pairs
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
+from adapt.data.readers.lines import numbered_lines
+from adapt.data.readers.texts_file import read_texts
 
 if TYPE_CHECKING:
     from adapt.models.image_model import ImageModel
@@ -57,9 +61,6 @@ def index(
       adapt index records.csv --pairs --adapter runs/records --out records.safetensors
       adapt index photos/ --adapter runs/mrl-pairs --dim 64 --out small.safetensors
     """
-    from adapt.common.progress import counting_bar
-    from adapt.data.readers.csv_file import read_pairs
-
     check_free(out, "file")
     if root is not None and not of_pairs:
         raise AdaptError("--root is the folder of the images for --pairs: leave --root out, or add --pairs")
@@ -167,9 +168,6 @@ def search(
 
 def _entries(source: Path) -> tuple[list[str], list[tuple[int, str]]]:
     """Return the image paths, or the texts with their lines, of `source`, which are to be indexed."""
-    from adapt.data.readers.lines import numbered_lines
-    from adapt.data.readers.texts_file import read_texts
-
     if source.is_dir():
         images = images_in(str(source))
         if not images:
@@ -214,7 +212,6 @@ def _model(backbone: str | None, adapter: Path | None, device: str) -> ImageMode
 
 def _encoded(model: ImageModel, query: str, root: Path | None) -> Index:
     """Encode a query (a text, an image file or a .csv of pairs), and return the features as an `Index`."""
-    from adapt.data.readers.csv_file import read_pairs
     from adapt.retrieval.index import index_images, index_pairs, index_texts
 
     if not query.strip():

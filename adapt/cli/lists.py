@@ -13,7 +13,7 @@ from adapt.cli.options import command
 from adapt.common import plain
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
-from adapt.common.shown import shown
+from adapt.common.shown import readable_bytes, shown
 
 if TYPE_CHECKING:
     from adapt.recipe.file import RecipeFile
@@ -59,7 +59,6 @@ def cache(
     Features are stored in $ADAPT_CACHE (default: ~/.cache/adapt/features) and take at most $ADAPT_CACHE_GIB GiB
     (default: 4). Beyond this limit, the least recently used features are deleted.
     """
-    from adapt.common.shown import readable_bytes
     from adapt.data.decoding.cache import FeatureCache
 
     store = FeatureCache()

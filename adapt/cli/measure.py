@@ -13,9 +13,18 @@ import click
 from adapt import tasks
 from adapt.cli import options as common
 from adapt.cli.options import Option, command
+from adapt.common import plain
 from adapt.common.devices import AUTO
+from adapt.common.disk import check_free, write_json
 from adapt.common.errors import AdaptError, nearest
+from adapt.common.hub import is_name
 from adapt.common.shown import first_of, readable_bytes, shown
+from adapt.data.bags import has_bags, singles
+from adapt.data.emoji import bundled
+from adapt.data.readers import load as load_data
+from adapt.data.readers import published
+from adapt.data.readers.lines import csv_rows
+from adapt.protocols import papers
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
@@ -64,8 +73,6 @@ def evaluate_adapter(
       adapt eval runs/first/adapter.safetensors --data new_photos --part all
       adapt eval runs/vlora/adapter.safetensors --data emoji-questions
     """
-    from adapt.data.readers import load as load_data
-
     split = load_data(data, root, names, note=True, columns=columns)
     shares = [] if blend is None else common.numbers("blend", blend, float)
     if (shares or languages) and (against is not None or level is not None):
@@ -137,9 +144,6 @@ def sets(
       adapt sets runs/counts --data calibration.csv --out intervals.safetensors
       adapt sets runs/first --folds 8 --out crossed.safetensors
     """
-    from adapt.common.disk import check_free
-    from adapt.data.readers import load as load_data
-
     check_free(out, "file")
     if (folds is None) == (data is None) or (folds and (root or names or part != "all" or by_class or together)):
         raise AdaptError(
@@ -200,8 +204,6 @@ def certify(
       adapt certify runs/first
       adapt certify runs/first --device cpu --out first-on-cpu.json
     """
-    from adapt.common.disk import check_free, write_json
-    from adapt.common.hub import is_name
     from adapt.loading import located
 
     if is_name(adapter) and out is None:
@@ -217,8 +219,6 @@ def certify(
     found = certificate.measured(model, file, seconds, not quiet)
     write_json(out, told := found.model_dump(mode="json"))
     if as_json:
-        from adapt.common import plain
-
         click.echo(plain.dump(told, indent=2))
     else:
         for title, text in found.rows().items():
@@ -253,8 +253,6 @@ def zeroshot(
       adapt zeroshot --data emoji
       adapt zeroshot --data photos --backbone open_clip:ViT-B-16-quickgelu/openai --template "a picture of a {}."
     """
-    from adapt.data.readers import load as load_data
-
     backbone = common.say_backbone(backbone, data)
     split = load_data(data, root, names, note=True)
     from adapt.backbones.load import load_backbone
@@ -277,7 +275,6 @@ def note_learned(adapter: Path, split: Split, items: Sequence[Item]) -> None:
 
     Tasks in which an image has several items, such as questions, may learn from one and be measured on another.
     """
-    from adapt.data.readers.lines import csv_rows
     from adapt.training.run import PICKS
 
     listed = (adapter if adapter.is_dir() else adapter.parent) / PICKS
@@ -363,7 +360,6 @@ def _print(
     The model `against`, of a file, is evaluated as well, and the difference is printed. With a `level`, the sets of
     classes are measured too.
     """
-    from adapt.data.bags import has_bags, singles
     from adapt.evaluation.evaluate import evaluate
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.intervals import in_percent, legend
@@ -385,8 +381,6 @@ def _print(
         others["by_image"] = evaluate(model, singles(items), cache=cache)
     file, other = ("", None) if against is None else (str(against[0]), evaluate(against[1], items, cache=cache))
     if as_json:
-        from adapt.common import plain
-
         blend = {"blend": model.answers.blend} if blended or model.answers.blend != 1 else {}
         figures = {
             "data": split.name,
@@ -436,7 +430,6 @@ def _print(
 
 def _print_languages(model: Adapted, items: Sequence[Item], names: Iterable[Item], as_json: bool, cache: bool) -> None:
     """Evaluate `model` on `items` by the names of classes in each language, and print a table, or JSON."""
-    from adapt.common import plain
     from adapt.evaluation.evaluate import by_language
     from adapt.evaluation.scores import difference
     from adapt.protocols.tables import as_text
@@ -503,11 +496,6 @@ def verify(
     figure, from an official file [F]. Figures from secondary sources [S] are shown but do not affect the verdict. The
     exit code is 1 if a figure is not reproduced. The recipe's runs are kept in OUT and not repeated.
     """
-    from adapt.common import plain
-    from adapt.data.emoji import bundled
-    from adapt.data.readers import load, published
-    from adapt.protocols import papers
-
     entry = published.find(data)
     if entry is None:
         raise AdaptError(
@@ -517,7 +505,7 @@ def verify(
         raise AdaptError(
             f"--as {called} is not the name of a published backbone; {nearest(called, papers.backbones())}"
         )
-    split, runs = load(entry.name, root), None
+    split, runs = load_data(entry.name, root), None
     if recipe is not None:
         from adapt.protocols.reproduction import RecipeRuns
         from adapt.recipe.file import read_file
@@ -547,7 +535,6 @@ def verify(
 def _as_text(reproduction: Reproduction) -> str:
     """Return the text of a comparison: measured and published figures, the conditions that differ, and the verdict."""
     from adapt.evaluation.intervals import in_percent
-    from adapt.protocols.papers import backbones
     from adapt.protocols.tables import as_text
 
     cells = [["", "here", "published", "apart", "allowed", ""]]
@@ -568,9 +555,8 @@ def _as_text(reproduction: Reproduction) -> str:
         templates = f", with {each.templates[0]!r}{more}" if each.templates else ""
         lines.append(f"{each.method}: {each.source or 'a secondary source'}{templates}")
     if reproduction.published_backbone is None:
-        lines.append(
-            f"there are no published figures for this backbone; --as compares with one of {', '.join(backbones())}"
-        )
+        known = ", ".join(papers.backbones())
+        lines.append(f"there are no published figures for this backbone; --as compares with one of {known}")
     lines += [
         f"differs: {each.what} {each.here}; published {each.published}"
         for each in reproduction.conditions
