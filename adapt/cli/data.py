@@ -184,17 +184,16 @@ def _root(folder: str | None, root: str | None) -> str | None:
 def _wrong_counts(entry: Published | None, split: Split) -> list[Finding]:
     from adapt.data.checks import Finding
 
-    counts = {part: len(getattr(split, part)) for part in common.PARTS}
-    published = dict(zip(common.PARTS, entry.sizes, strict=True)) if entry else counts
+    counts = [(part, len(getattr(split, part)), size) for part, size in zip(common.PARTS, entry.sizes if entry else ())]
     return [
         Finding(
             "counts",
-            f"{part}: {counts[part]:,} images; {published[part]:,} are published",
-            [{"part": part, "images": counts[part], "published": published[part]}],
+            f"{part}: {count:,} images; {size:,} are published",
+            [{"part": part, "images": count, "published": size}],
             stops=True,
         )
-        for part in common.PARTS
-        if counts[part] != published[part]
+        for part, count, size in counts
+        if count != size
     ]
 
 

@@ -106,11 +106,7 @@ def _lines(header: Header) -> Iterator[tuple[str, str]]:
 def _show_words(model: Any, count: int) -> None:
     """Print the words nearest to each learned token, by Euclidean distance between embeddings, as in CoOp."""
     embedding = model.backbone.tower("text").embedding.weight.detach()
-    from adapt.methods.base.traits import LearnedTokens, trait
-
-    learns = trait(model.method, LearnedTokens)
-    assert learns is not None
-    for name, tokens in learns.learned_tokens.items():
+    for name, tokens in model.method.learned_tokens.items():
         click.echo(f"nearest words of {shown(name)} (distance)")
         for index, row in enumerate(tokens.detach().flatten(0, -2)):
             distances, ids = (embedding - row).norm(dim=-1).topk(count, largest=False)
