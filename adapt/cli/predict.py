@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 from adapt.cli import options as common
-from adapt.cli.image_files import ImageFile, by_item, exit_where_unread, image_files, is_adapter, opened_items
+from adapt.cli.image_files import ImageFile, image_files, is_adapter, opened_items
 from adapt.cli.options import Argument, Option, command
 from adapt.common import hub, plain
 from adapt.common.devices import AUTO
@@ -200,7 +201,7 @@ def predict(
     if as_csv:
         write = Columns(adapters, threshold is not None, top_k, sets is not None)
     read: list[list[ImageFile]] = []
-    opened = partial(opened_items, by_item(files), read, of_items)
+    opened = partial(opened_items, files, read, of_items)
     from adapt.models.prediction import Query
 
     asked = top_k, threshold, False, question, of_items, together, at_a_time, explain, sets
@@ -258,7 +259,9 @@ def predict(
             click.echo(f"warning: {of_adapter}{watch.summary(compared)}", err=True)
     if isinstance(write, Columns):
         write.begin()  # if no image could be read
-    exit_where_unread(files, list(chain.from_iterable(read)))
+    if unread := len(files) - sum(map(len, read)):
+        click.echo(f"{unread} of {len(files)} images could not be read", err=True)
+        sys.exit(2)
 
 
 def _by_captions(index: Path, backbone: str | None, device: str, query: Query, opened: Opened) -> Iterator[Answer]:
