@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict, Unpack
 
 import click
 
+from adapt import methods
 from adapt.cli import options as common
 from adapt.cli.options import Option, command
 from adapt.common import devices
@@ -109,9 +110,7 @@ def train(
         result = run_recipe(chosen, folder, resume, progress=not quiet, track=track)
     except KeyboardInterrupt:
         if is_main():
-            from adapt.methods import plugins
-
-            files = [f"--plugin={path}" for path in plugins()]
+            files = [f"--plugin={path}" for path in methods.plugins()]
             changes = [f"--{name}={value}" for name, value in options.items() if value is not None]
             changes += [f"--set={each}" for each in overrides] + [f"--track={each}" for each in track]
             changes += [f"--processes={processes}"] * (processes > 1)
@@ -136,8 +135,6 @@ def _keeping(share: float, recipe: Recipe, overrides: tuple[str, ...]) -> tuple[
 
     Raises AdaptError if the recipe's method has no setting `keep_flops`, or if an override chooses the skipped blocks.
     """
-    from adapt import methods
-
     if "keep_flops" not in methods.find(recipe.method["name"]).Config.model_fields:
         raise AdaptError(
             f"--keep-flops does not apply to this recipe, whose method {recipe.method['name']} has no setting "
