@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 import benchmarks
-from adapt.cli.options import quiet_libraries
+from adapt.cli import quiet_libraries
 from adapt.common import plain
 from adapt.common.disk import write_text
 from adapt.common.errors import nearest

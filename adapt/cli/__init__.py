@@ -7,6 +7,9 @@ import importlib
 import logging
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +166,24 @@ class _Shown(logging.Formatter):
         return "\n".join(map(shown, super().format(record).splitlines()))
 
 
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Turn off the warnings and progress bars of third-party libraries, but not the warnings of adapt."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, which takes a second
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore")
+        warnings.filterwarnings("default", module=r"adapt\.")
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns that an optional kernel is missing
+        if "transformers" in sys.modules:
+            from transformers.utils import logging as of_transformers
+
+            of_transformers.set_verbosity_error()
+            of_transformers.disable_progress_bar()
+        yield
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="adapt-vlm", prog_name="adapt")
 @click.option(
@@ -197,3 +218,4 @@ def main(plugins: tuple[Path, ...]) -> None:
         from adapt.methods import run_plugins
 
         run_plugins(plugins)
+    click.get_current_context().with_resource(quiet_libraries())

@@ -47,27 +47,26 @@ def chat(
       adapt chat runs/chats before.png after.png --question "what has changed?"
       adapt chat runs/vlora photo.png --question "what is it?" --question "how many?"
     """
-    with common.quiet_libraries():
-        from adapt.data.decoding.images import check_image, open_image
+    from adapt.data.decoding.images import check_image, open_image
 
-        if not all(question.strip() for question in questions):
-            raise AdaptError("a --question is empty: give a text")
-        for image in images:
-            check_image(image)  # before the model is loaded, which takes time
-        model = common.load_adapter(adapter, backbone, device)
-        common.set_at_use(model, at_use)
-        pictures = [open_image(image, turned=model.backbone.preprocess.turned) for image in images]
-        answer = _answering(adapter, model, pictures, {"max_new_tokens": max_tokens, "num_beams": beams})
-        for question in questions:
-            click.echo(f"{question}  {_lines(answer(question))}")
-        if not questions:
-            about = f" about {', '.join(map(str, images))}" if images else ""
-            click.echo(f"Ask{about}; an empty line ends the chat.", err=True)
-            for question in iter(_typed, ""):
-                try:
-                    click.echo(_lines(answer(question)))
-                except AdaptError as error:  # does not end the chat
-                    click.echo(f"Error: {shown(error)}", err=True)
+    if not all(question.strip() for question in questions):
+        raise AdaptError("a --question is empty: give a text")
+    for image in images:
+        check_image(image)  # before the model is loaded, which takes time
+    model = common.load_adapter(adapter, backbone, device)
+    common.set_at_use(model, at_use)
+    pictures = [open_image(image, turned=model.backbone.preprocess.turned) for image in images]
+    answer = _answering(adapter, model, pictures, {"max_new_tokens": max_tokens, "num_beams": beams})
+    for question in questions:
+        click.echo(f"{question}  {_lines(answer(question))}")
+    if not questions:
+        about = f" about {', '.join(map(str, images))}" if images else ""
+        click.echo(f"Ask{about}; an empty line ends the chat.", err=True)
+        for question in iter(_typed, ""):
+            try:
+                click.echo(_lines(answer(question)))
+            except AdaptError as error:  # does not end the chat
+                click.echo(f"Error: {shown(error)}", err=True)
 
 
 def _answering(

@@ -14,10 +14,17 @@ from adapt import tasks
 from adapt.cli import CommandGroup
 from adapt.cli import options as common
 from adapt.cli.options import Argument, Option, command
+from adapt.common import plain
 from adapt.common.devices import AUTO
+from adapt.common.disk import check_free, new_folder, replacing, write_csv, write_text
 from adapt.common.errors import AdaptError
 from adapt.common.grouping import grouped
+from adapt.common.progress import counting_bar
 from adapt.common.shown import shown, spread
+from adapt.data.emoji import bundled
+from adapt.data.readers import load, published, torchvision_sets
+from adapt.data.readers.folder import images_in
+from adapt.data.readers.names_file import read_descriptors
 
 if TYPE_CHECKING:
     from adapt.data.checks import Finding, Looked
@@ -47,18 +54,15 @@ def data() -> None:
 @command("list", short_help="List the data sets known by name.", group=data)
 def list_sets() -> None:
     """List the data sets that are available by name, and where to put the files of the papers' data sets."""
-    from adapt.data.emoji import bundled
-    from adapt.data.readers import published, torchvision_sets
-
     click.echo(f"{'name':16} {'classes':>7} {'train':>9} {'val':>6} {'test':>6}  files under ROOT")
     for name, each in published.sets().items():
         sizes = " ".join(f"{size:{width},}" for size, width in zip(each.sizes, (9, 6, 6), strict=True))
         files = ", ".join([*(f"{folder}/" for folder in each.images), *each.lists])
         click.echo(f"{name:16} {each.classes:7,} {sizes}  {each.folder}/: {files}")
     click.echo("\nWhat to download and from where: adapt data check NAME ROOT")
-    plain = [name for name in bundled.names() if "@" not in name]
+    whole = [name for name in bundled.names() if "@" not in name]
     styles = sorted({style for name in bundled.names() for style in name.split("@")[1:]})
-    click.echo(f"Bundled: {', '.join(plain)}")
+    click.echo(f"Bundled: {', '.join(whole)}")
     click.echo(f"         of one style by NAME@STYLE: {', '.join(styles)}")
     click.echo(f"Others:  torchvision:NAME ({', '.join(torchvision_sets.names())}),")
     click.echo("         hf:NAME_OR_FOLDER, an image folder, a .csv, .json or .parquet")
@@ -88,11 +92,8 @@ def check(
     that EXIF rotates, files with a wrong suffix, 16-bit, CMYK and animated images, and images of more than 24
     megapixels. --out lists all these files.
     """
-    from adapt.common.disk import check_free
-    from adapt.common.progress import counting_bar
     from adapt.data import checks
     from adapt.data.check import check_root
-    from adapt.data.readers import published
 
     if out is not None:
         check_free(out)
@@ -131,14 +132,12 @@ def _tokens(items: Sequence[Item], name: str) -> tuple[str, list[Finding]]:
     """
     from adapt.data.checks import Finding, ListRow
 
-    with common.quiet_libraries():
-        model, task = _reading_model(None, name, "cpu"), tasks.of(items)
-        if model.backbone.kind not in task.backbones:
-            raise AdaptError(
-                f"{name} is a {model.backbone.kind}, which reads no {task.items_are} as conversations: leave "
-                "--backbone out"
-            )
-        lengths = model.lengths(items)
+    model, task = _reading_model(None, name, "cpu"), tasks.of(items)
+    if model.backbone.kind not in task.backbones:
+        raise AdaptError(
+            f"{name} is a {model.backbone.kind}, which reads no {task.items_are} as conversations: leave --backbone out"
+        )
+    lengths = model.lengths(items)
     most = model.backbone.longest
     rows: list[ListRow] = [
         {"path": item.name, "tokens": length} for item, length in zip(items, lengths) if length > most
@@ -165,8 +164,6 @@ def _print_findings(looked: Looked, findings: Sequence[Finding]) -> None:
 
 
 def _write_lists(out: Path, findings: Sequence[Finding]) -> None:
-    from adapt.common.disk import new_folder, write_csv
-
     lists = grouped((finding.list, row) for finding in findings for row in finding.rows)
     if not lists:
         click.echo(f"Nothing was found, so no list was written to {shown(str(out))}.")
@@ -187,17 +184,16 @@ def _root(folder: str | None, root: str | None) -> str | None:
 def _wrong_counts(entry: Published | None, split: Split) -> list[Finding]:
     from adapt.data.checks import Finding
 
-    counts = {part: len(getattr(split, part)) for part in common.PARTS}
-    published = dict(zip(common.PARTS, entry.sizes, strict=True)) if entry else counts
+    counts = [(part, len(getattr(split, part)), size) for part, size in zip(common.PARTS, entry.sizes if entry else ())]
     return [
         Finding(
             "counts",
-            f"{part}: {counts[part]:,} images; {published[part]:,} are published",
-            [{"part": part, "images": counts[part], "published": published[part]}],
+            f"{part}: {count:,} images; {size:,} are published",
+            [{"part": part, "images": count, "published": size}],
             stops=True,
         )
-        for part in common.PARTS
-        if counts[part] != published[part]
+        for part, count, size in counts
+        if count != size
     ]
 
 
@@ -217,10 +213,7 @@ def show(
 
     SOURCE and ROOT are the same as for `adapt data check`. An image that cannot be decoded is crossed out.
     """
-    from adapt.common.disk import check_free, replacing
-    from adapt.common.progress import counting_bar
     from adapt.data.contact_sheet import contact_sheet
-    from adapt.data.readers import load
 
     check_free(out, "file")
     split = load(source, _root(folder, root), names)
@@ -250,11 +243,6 @@ def match(
 
     The CSV has one row per pair, with the columns path and text. Paths are relative to the root folder of the data.
     """
-    from adapt.common.disk import check_free, write_csv
-    from adapt.common.progress import counting_bar
-    from adapt.data.readers import load
-    from adapt.data.readers.names_file import read_descriptors
-
     check_free(out, "file")
     split, descriptors = load(source, _root(folder, root)), read_descriptors(texts)
     split.check_classes()
@@ -262,17 +250,16 @@ def match(
     items = [item for item in getattr(split, part) if item.path]
     if not items:
         raise AdaptError(f"{shown(split.name)} has no {part} images: choose another --part")
-    with common.quiet_libraries():
-        from adapt.backbones.load import load_backbone
-        from adapt.models.dual_encoder import AdaptedModel
-        from adapt.models.unadapted import unadapted
-        from adapt.retrieval.matching import match as matched
+    from adapt.backbones.load import load_backbone
+    from adapt.models.dual_encoder import AdaptedModel
+    from adapt.models.unadapted import unadapted
+    from adapt.retrieval.matching import match as matched
 
-        model = unadapted(load_backbone(backbone, device).turning(split.turned), split.class_names)
-        if not isinstance(model, AdaptedModel):
-            raise AdaptError(f"{backbone} is a {model.backbone.kind}, which compares no images with texts: give a CLIP")
-        with counting_bar("encoding", True) as bar:
-            nearest = matched(model, items, descriptors, top, progress=bar)
+    model = unadapted(load_backbone(backbone, device).turning(split.turned), split.class_names)
+    if not isinstance(model, AdaptedModel):
+        raise AdaptError(f"{backbone} is a {model.backbone.kind}, which compares no images with texts: give a CLIP")
+    with counting_bar("encoding", True) as bar:
+        nearest = matched(model, items, descriptors, top, progress=bar)
     rows = [
         {"path": item.path.removeprefix(split.root).lstrip("/"), "text": text}
         for item, texts_of_item in zip(items, nearest, strict=True)
@@ -305,31 +292,23 @@ def filter_by_perplexity(
     Example:
       adapt data filter mine.json --backbone mini-vlm --keep 0.8 --out kept.jsonl
     """
-    from adapt.common.disk import check_free, write_text
-    from adapt.common.plain import dump
-    from adapt.common.progress import counting_bar
-    from adapt.data.readers import load as read
-
     check_free(out, "file")
-    split = read(source, _root(folder, root))
+    split = load(source, _root(folder, root))
     _check_files(split)
-    with common.quiet_libraries():
-        from adapt.evaluation import perplexity
-        from adapt.evaluation.inference import Inference
+    from adapt.evaluation import perplexity
+    from adapt.evaluation.inference import Inference
 
-        perplexity.check_ranked(split)
-        model = _reading_model(adapter, backbone, device)
-        with counting_bar("reading", True) as bar:
-            values = perplexity.perplexities(model, split.train, Inference(cache=False, progress=bar))
-        kept = perplexity.lowest(values, keep)
-        parts = {part: getattr(split, part) for part in common.PARTS} | {"train": [split.train[row] for row in kept]}
-        question = model.backbone.question
-        rows = [
-            row for part, items in parts.items() for row in perplexity.rows_of_chats(items, part, split.root, question)
-        ]
+    perplexity.check_ranked(split)
+    model = _reading_model(adapter, backbone, device)
+    with counting_bar("reading", True) as bar:
+        values = perplexity.perplexities(model, split.train, Inference(cache=False, progress=bar))
+    kept = perplexity.lowest(values, keep)
+    parts = {part: getattr(split, part) for part in common.PARTS} | {"train": [split.train[row] for row in kept]}
+    question = model.backbone.question
+    rows = [row for part, items in parts.items() for row in perplexity.rows_of_chats(items, part, split.root, question)]
     for row, place in zip(rows, kept):
         row["perplexity"] = values[place]
-    write_text(out, "".join(f"{dump(row)}\n" for row in rows))
+    write_text(out, "".join(f"{plain.dump(row)}\n" for row in rows))
     most = max(values[place] for place in kept)
     click.echo(
         f"{out}  {len(kept):,} of {len(values):,} training items, of perplexity up to {most:.3g}; the root of their "
@@ -404,9 +383,6 @@ def _written(
     photos: Path, out: Path, kind: type[RowMaker], settings: dict[str, Any], **made: Unpack[_Made]
 ) -> list[dict[str, object]]:
     """Write the rows that a maker of `kind` makes of the images in a folder, and return them."""
-    from adapt.common.disk import check_free
-    from adapt.common.progress import counting_bar
-    from adapt.data.readers.folder import images_in
     from adapt.labelling.describing import write_rows
 
     if not (made["resume"] and out.exists()):
@@ -414,11 +390,10 @@ def _written(
     names = [os.path.relpath(path, photos) for path in images_in(str(photos))]
     if not names:
         raise AdaptError(f"{photos} has no image: give a folder of images")
-    with common.quiet_libraries():
-        model = _reading_model(made["adapter"], made["backbone"], made["device"])
-        with counting_bar("writing", True) as bar:
-            maker = kind(model, str(photos), tokens=made["tokens"], adapter=str(made["adapter"] or ""), **settings)
-            return write_rows(out, names, maker, made["resume"], bar)
+    model = _reading_model(made["adapter"], made["backbone"], made["device"])
+    with counting_bar("writing", True) as bar:
+        maker = kind(model, str(photos), tokens=made["tokens"], adapter=str(made["adapter"] or ""), **settings)
+        return write_rows(out, names, maker, made["resume"], bar)
 
 
 def _reading_model(adapter: Path | None, name: str | None, device: str) -> ChatModel:

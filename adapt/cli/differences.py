@@ -20,6 +20,7 @@ from adapt.common.disk import check_free, check_writable, write_text
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.shown import first_of, shown
+from adapt.data.readers import load as load_data
 
 if TYPE_CHECKING:
     from adapt.training.repeating import Differences, Provenance
@@ -63,7 +64,7 @@ def repeat(
         check_free(out)
     given = {"backbone": backbone, "device": device, "data.source": data, "data.root": root}
     changes = [(key, value) for key, value in given.items() if value is not None or (key == "data.root" and data)]
-    with common.quiet_libraries(), TemporaryDirectory() as temporary:
+    with TemporaryDirectory() as temporary:
         from adapt.training.repeating import provenance
         from adapt.training.repeating import repeat as repeated
 
@@ -127,36 +128,34 @@ def diff(
         check_writable(report)
         if report.suffix.lower() not in (".html", ".htm"):
             raise AdaptError(f"--report is {report}; expected a file name that ends in .html")
-    with common.quiet_libraries():
-        from adapt.protocols.tables import as_csv as as_table
-        from adapt.training.repeating import differences, provenance
+    from adapt.protocols.tables import as_csv as as_table
+    from adapt.training.repeating import differences, provenance
 
-        both, lines = (provenance(first), provenance(second)), list[str]()
-        found, told = differences(*both), JsonObject(first=str(first), second=str(second))
-        if data is not None:
-            from adapt.data.readers import load as load_data
-            from adapt.evaluation.evaluate import evaluate
-            from adapt.evaluation.intervals import legend
+    both, lines = (provenance(first), provenance(second)), list[str]()
+    found, told = differences(*both), JsonObject(first=str(first), second=str(second))
+    if data is not None:
+        from adapt.evaluation.evaluate import evaluate
+        from adapt.evaluation.intervals import legend
 
-            split = load_data(data, root, names, note=True)
-            items = measured_items(split, part)
-            models = [common.load_adapter(path, backbone, device) for path in (first, second)]
-            scores = [evaluate(model, items, cache=cache) for model in models]
-            found, told["scores"] = found.answered(*scores), [each.reported() for each in scores]
-            for path, each in zip((first, second), scores, strict=True):
-                note_learned(path, split, items)
-                measured = f"{each.images} {split.noun} of {split.name}"
-                lines += [f"{shown(path)}: {line}" for line in each.lines(measured)]
-            assert found.answers is not None  # they are now
-            lines.append(f"the first minus the second: {in_words(scores[0], found.answers)}")
-            lines.append(f"in brackets: {legend(scores[0].images, len(set(scores[0].kept_with)))}")
-        # figures of other test images say little beside those above
-        compared = replace(found, facts={key: found.facts[key] for key in found.facts if key[:8] != "metrics."})
-        if report is not None:
-            from adapt.protocols.report import difference_report
+        split = load_data(data, root, names, note=True)
+        items = measured_items(split, part)
+        models = [common.load_adapter(path, backbone, device) for path in (first, second)]
+        scores = [evaluate(model, items, cache=cache) for model in models]
+        found, told["scores"] = found.answered(*scores), [each.reported() for each in scores]
+        for path, each in zip((first, second), scores, strict=True):
+            note_learned(path, split, items)
+            measured = f"{each.images} {split.noun} of {split.name}"
+            lines += [f"{shown(path)}: {line}" for line in each.lines(measured)]
+        assert found.answers is not None  # they are now
+        lines.append(f"the first minus the second: {in_words(scores[0], found.answers)}")
+        lines.append(f"in brackets: {legend(scores[0].images, len(set(scores[0].kept_with)))}")
+    # figures of other test images say little beside those above
+    compared = replace(found, facts={key: found.facts[key] for key in found.facts if key[:8] != "metrics."})
+    if report is not None:
+        from adapt.protocols.report import difference_report
 
-            cells, turned = _cells(compared, "first", "second"), both[0].header.preprocess["turned"]
-            write_text(report, difference_report(f"{first} and {second}", cells, lines, found.flips, turned))
+        cells, turned = _cells(compared, "first", "second"), both[0].header.preprocess["turned"]
+        write_text(report, difference_report(f"{first} and {second}", cells, lines, found.flips, turned))
     if as_csv:
         if found.answers is None or found.answers.alone is None:
             raise AdaptError("--csv lists answers that are right or wrong, and these are of another kind: leave it out")

@@ -17,6 +17,7 @@ from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
 from adapt.common.plain import within
 from adapt.common.shown import readable_bytes, shown
+from adapt.data.readers import load as load_data
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,12 +59,11 @@ def inspect(
     if len(tensors) > 12:
         click.echo(f"  and {len(tensors) - 12} more")
     if words:
-        with common.quiet_libraries():
-            from adapt.methods.base.traits import LearnedTokens
+        from adapt.methods.base.traits import LearnedTokens
 
-            method = method_of(header, file)
-            if isinstance(method, LearnedTokens) and "text" in method.touches:
-                _show_words(common.load_adapter(adapter, backbone), words)
+        method = method_of(header, file)
+        if isinstance(method, LearnedTokens) and "text" in method.touches:
+            _show_words(common.load_adapter(adapter, backbone), words)
 
 
 def _lines(header: Header) -> Iterator[tuple[str, str]]:
@@ -106,11 +106,7 @@ def _lines(header: Header) -> Iterator[tuple[str, str]]:
 def _show_words(model: Any, count: int) -> None:
     """Print the words nearest to each learned token, by Euclidean distance between embeddings, as in CoOp."""
     embedding = model.backbone.tower("text").embedding.weight.detach()
-    from adapt.methods.base.traits import LearnedTokens, trait
-
-    learns = trait(model.method, LearnedTokens)
-    assert learns is not None
-    for name, tokens in learns.learned_tokens.items():
+    for name, tokens in model.method.learned_tokens.items():
         click.echo(f"nearest words of {shown(name)} (distance)")
         for index, row in enumerate(tokens.detach().flatten(0, -2)):
             distances, ids = (embedding - row).norm(dim=-1).topk(count, largest=False)
@@ -126,10 +122,9 @@ def merge(adapter: Path, folder: Path, *, backbone: common.OfAdapter = None) -> 
     nor peft. To use the model with adapt, give `--backbone FOLDER`.
     """
     check_free(folder)
-    with common.quiet_libraries():
-        from adapt.formats.merge import merge as write
+    from adapt.formats.merge import merge as write
 
-        click.echo(f"merged into {write(common.load_adapter(adapter, backbone), folder)}")
+    click.echo(f"merged into {write(common.load_adapter(adapter, backbone), folder)}")
 
 
 @command()
@@ -169,25 +164,24 @@ def convert(
     records of Dassl is refused.
     """
     check_free(target, "target")
-    with common.quiet_libraries():
-        from adapt.loading import located
+    from adapt.loading import located
 
-        source = located(source)
-        if source.suffix == ".safetensors" and method is None:
-            if target_form != "peft":
-                raise AdaptError(
-                    f"{source} is taken for an adapter of adapt, which needs no import: give --to peft to export the "
-                    "adapter, or --method to import another kind of file"
-                )
-            from adapt.formats.peft_layout import export
-
-            click.echo(f"written to {export(common.load_adapter(source, backbone), target)}")
-            return
-        if target_form == "peft":
+    source = located(source)
+    if source.suffix == ".safetensors" and method is None:
+        if target_form != "peft":
             raise AdaptError(
-                f"--to peft exports an adapter of adapt, but {source} is not an adapter: leave out --to for an import"
+                f"{source} is taken for an adapter of adapt, which needs no import: give --to peft to export the "
+                "adapter, or --method to import another kind of file"
             )
-        click.echo(f"written to {_imported(source, backbone, classes, method, settings).save(target)}")
+        from adapt.formats.peft_layout import export
+
+        click.echo(f"written to {export(common.load_adapter(source, backbone), target)}")
+        return
+    if target_form == "peft":
+        raise AdaptError(
+            f"--to peft exports an adapter of adapt, but {source} is not an adapter: leave out --to for an import"
+        )
+    click.echo(f"written to {_imported(source, backbone, classes, method, settings).save(target)}")
 
 
 def _imported(
@@ -244,24 +238,21 @@ def soup(
       adapt soup runs/lora-1 runs/lora-2 --combination ties --density 0.3 --out ties.safetensors
       adapt soup runs/coop-1 runs/coop-2 runs/coop-3 --greedy photos --out greedy.safetensors
     """
-    from adapt.data.readers import load as load_data
-
     check_free(out, "file")
     shares = None if weights is None else common.numbers("weights", weights, float)
     validation = None if data is None else load_data(data, root).val
     if validation == ():
         raise AdaptError(f"--greedy {data} has no validation images, on which adapters are compared: give other data")
-    with common.quiet_libraries():
-        from adapt.soups import soup as mixed
+    from adapt.soups import soup as mixed
 
-        def tried(name: str, accuracy: float, taken: bool) -> None:
-            click.echo(f"{'taken' if taken else 'left':6} {100 * accuracy:5.1f} %  {shown(name)}")
+    def tried(name: str, accuracy: float, taken: bool) -> None:
+        click.echo(f"{'taken' if taken else 'left':6} {100 * accuracy:5.1f} %  {shown(name)}")
 
-        model = mixed(
-            adapters, shares, combination=combination, density=density, rank=rank, seed=seed, validation=validation,
-            backbone=common.given_backbone(backbone, AUTO), tried=tried,
-        )  # fmt: skip
-        model.save(out)
+    model = mixed(
+        adapters, shares, combination=combination, density=density, rank=rank, seed=seed, validation=validation,
+        backbone=common.given_backbone(backbone, AUTO), tried=tried,
+    )  # fmt: skip
+    model.save(out)
     names = model.metadata["recipe"]["soup"]["ingredients"]
     click.echo(f"soup of {len(names)} of {len(adapters)} at {out} ({readable_bytes(out.stat().st_size)})")
 
@@ -278,10 +269,9 @@ def average(
     They may be of any methods and seeds, on one backbone, for the same classes.
     """
     check_free(out, "file")
-    with common.quiet_libraries():
-        from adapt.soups import average as averaged
+    from adapt.soups import average as averaged
 
-        averaged([*map(str, adapters)], common.given_backbone(backbone, AUTO)).save(out)
+    averaged([*map(str, adapters)], common.given_backbone(backbone, AUTO)).save(out)
     click.echo(f"average of {len(adapters)} at {out} ({readable_bytes(out.stat().st_size)})")
 
 
@@ -328,26 +318,24 @@ def export(
     if compact and (int8 or runtime or classes or data):
         raise AdaptError("--int8, --runtime, --classes and --data need --to, not --compact: leave out these options")
     check_free(out)
-    with common.quiet_libraries():
-        from adapt.data.readers import load as load_data
 
-        items = getattr(load_data(data, root, names), part) if data else ()
-        model = common.load_adapter(adapter, backbone, class_names=common.class_names(classes))
-        if to is None:
-            from adapt.backbones.base import block_paths
-            from adapt.formats.compact import export as write_compact
-            from adapt.methods.base.traits import skipped_blocks
+    items = getattr(load_data(data, root, names), part) if data else ()
+    model = common.load_adapter(adapter, backbone, class_names=common.class_names(classes))
+    if to is None:
+        from adapt.backbones.base import block_paths
+        from adapt.formats.compact import export as write_compact
+        from adapt.methods.base.traits import skipped_blocks
 
-            write_compact(model, out)
-            whole, skipped = model.backbone.model, skipped_blocks(model.method)
-            paths = block_paths(model.backbone, skipped).values()
-            count, cut = _parameters(whole), sum(_parameters(whole.get_submodule(path)) for path in paths)
-            click.echo(f"written to {out}: {_size(out)}, {count - cut:,} of the backbone's {count:,} parameters")
-            return
-        from adapt.formats.export import RECORD
-        from adapt.formats.export import export as write
+        write_compact(model, out)
+        whole, skipped = model.backbone.model, skipped_blocks(model.method)
+        paths = block_paths(model.backbone, skipped).values()
+        count, cut = _parameters(whole), sum(_parameters(whole.get_submodule(path)) for path in paths)
+        click.echo(f"written to {out}: {_size(out)}, {count - cut:,} of the backbone's {count:,} parameters")
+        return
+    from adapt.formats.export import RECORD
+    from adapt.formats.export import export as write
 
-        write(model, out, to, int8=int8, data=items, runtime=runtime)
+    write(model, out, to, int8=int8, data=items, runtime=runtime)
     record = plain.parse((out / RECORD).read_bytes())
     click.echo(f"written to {out}: {_size(out)}, logits within {record['difference']:.1e} of the adapter's")
     if measured := record.get("measured"):
@@ -396,13 +384,12 @@ def push(
       adapt push runs/first user/emoji-coop --license apache-2.0
       adapt predict hf://user/emoji-coop photo.png
     """
-    with common.quiet_libraries():
-        from adapt.formats import publishing
-        from adapt.loading import located
+    from adapt.formats import publishing
+    from adapt.loading import located
 
-        file = located(adapter)
-        if not file.is_file():
-            raise AdaptError(f"there is no adapter at {adapter}: give a .safetensors file, or the folder of a run")
-        model = common.load_adapter(file, backbone)
-        address = publishing.push(model, repository, file=file, private=private, license=license, message=message)
+    file = located(adapter)
+    if not file.is_file():
+        raise AdaptError(f"there is no adapter at {adapter}: give a .safetensors file, or the folder of a run")
+    model = common.load_adapter(file, backbone)
+    address = publishing.push(model, repository, file=file, private=private, license=license, message=message)
     click.echo(f"published at {address}")

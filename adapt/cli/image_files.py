@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import click
 
@@ -14,9 +13,6 @@ from adapt.common.errors import AdaptError
 from adapt.common.grouping import grouped
 from adapt.common.shown import shown
 from adapt.formats import PEFT_CONFIG
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 class ImageFile(NamedTuple):
@@ -80,49 +76,30 @@ def image_files(images: Sequence[Path], items: bool = False) -> Iterator[ImageFi
             yield ImageFile(path, str(path))
 
 
-def by_item(files: Sequence[ImageFile]) -> list[list[ImageFile]]:
-    """Return the files of each item, in the order of its first file; a file of no item stands alone."""
-    keys = ((file.source, file.item) if file.item else str(number) for number, file in enumerate(files))
-    return [*grouped(zip(keys, files, strict=True)).values()]
-
-
 def opened_items(
-    items: Sequence[Sequence[ImageFile]], read: list[list[ImageFile]], views: bool, turnings: set[bool]
+    files: Sequence[ImageFile], read: list[list[ImageFile]], views: bool, turnings: set[bool]
 ) -> Iterator[list[object]]:
-    """Yield the images of each item as `readable_images` does, and append the item's readable files to `read`.
+    """Yield the images of each item that can be decoded, and append their files to `read`; print errors for the others.
 
-    With `views`, each is in a pair with the name of its view. An item without a readable image is left out.
-    """
-    for files in items:
-        own: list[ImageFile] = []
-        images: list[object] = list(readable_images(files, own, turnings))
-        if images:
-            read.append(own)
-            yield [(file.view, image) for file, image in zip(own, images, strict=True)] if views else images
-
-
-def readable_images(
-    files: Sequence[ImageFile], read: list[ImageFile], turnings: set[bool]
-) -> Iterator[Image.Image | Path]:
-    """Yield the images that can be decoded and append their files to `read`; print errors for unreadable images.
-
-    `turnings` contains True to rotate images upright by EXIF, or False to read images as stored. If `turnings` contains
-    both values, because the models differ, image paths are yielded, and each model decodes the images itself.
+    Items come in the order of their first files; a file of no item stands alone, and an item without a readable image
+    is left out. `turnings` contains True to rotate images upright by EXIF, or False to read images as stored. If it
+    contains both values, because the models differ, an image is its path, and each model decodes it itself. With
+    `views`, each image is in a pair with the name of its view.
     """
     from adapt.data.decoding.images import open_image
 
-    for file in files:
-        try:
-            pictures = [open_image(file.path, turned=turned) for turned in turnings]
-        except AdaptError as error:
-            click.echo(f"Error: {shown(error)}", err=True)
-            continue
-        read.append(file)
-        yield pictures[0] if len(pictures) == 1 else file.path
-
-
-def exit_where_unread(files: Sequence[ImageFile], read: Sequence[ImageFile]) -> None:
-    """If some of the `files` could not be read, print the number of unreadable files, and exit with status 2."""
-    if len(read) < len(files):
-        click.echo(f"{len(files) - len(read)} of {len(files)} images could not be read", err=True)
-        sys.exit(2)
+    keys = ((file.source, file.item) if file.item else str(number) for number, file in enumerate(files))
+    for members in grouped(zip(keys, files, strict=True)).values():
+        own, images = list[ImageFile](), list[object]()
+        for file in members:
+            try:
+                pictures = [open_image(file.path, turned=turned) for turned in turnings]
+            except AdaptError as error:
+                click.echo(f"Error: {shown(error)}", err=True)
+                continue
+            own.append(file)
+            image = pictures[0] if len(pictures) == 1 else file.path
+            images.append((file.view, image) if views else image)
+        if own:
+            read.append(own)
+            yield images

@@ -16,8 +16,12 @@ from adapt.common import plain
 from adapt.common.devices import AUTO
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
+from adapt.common.progress import counting_bar
 from adapt.common.shown import brief, readable_bytes, shown
+from adapt.data.readers.csv_file import read_pairs
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
+from adapt.data.readers.lines import numbered_lines
+from adapt.data.readers.texts_file import read_texts
 
 if TYPE_CHECKING:
     from adapt.models.image_model import ImageModel
@@ -57,9 +61,6 @@ def index(
       adapt index records.csv --pairs --adapter runs/records --out records.safetensors
       adapt index photos/ --adapter runs/mrl-pairs --dim 64 --out small.safetensors
     """
-    from adapt.common.progress import counting_bar
-    from adapt.data.readers.csv_file import read_pairs
-
     check_free(out, "file")
     if root is not None and not of_pairs:
         raise AdaptError("--root is the folder of the images for --pairs: leave --root out, or add --pairs")
@@ -67,19 +68,18 @@ def index(
         backbone = common.say_backbone(backbone, str(source))
     pairs = read_pairs(source, root) if of_pairs else []
     images, texts = ([], []) if of_pairs else _entries(source)
-    with common.quiet_libraries():
-        from adapt.retrieval.index import index_images, index_pairs, index_texts
+    from adapt.retrieval.index import index_images, index_pairs, index_texts
 
-        model = _model(backbone, adapter, device)
-        places = [(f"line {line}", text) for line, text in texts]
-        _check_lengths(model, source, places or [(path, item.text) for item, path in pairs])
-        with counting_bar("encoding", True) as bar:
-            if of_pairs:
-                built = index_pairs(model, [item for item, _ in pairs], bar)
-                built = replace(built, entries=tuple(item.unit or path for item, path in pairs))
-            else:
-                entries = images or [text for _, text in texts]
-                built = (index_images if images else index_texts)(model, entries, bar)
+    model = _model(backbone, adapter, device)
+    places = [(f"line {line}", text) for line, text in texts]
+    _check_lengths(model, source, places or [(path, item.text) for item, path in pairs])
+    with counting_bar("encoding", True) as bar:
+        if of_pairs:
+            built = index_pairs(model, [item for item, _ in pairs], bar)
+            built = replace(built, entries=tuple(item.unit or path for item, path in pairs))
+        else:
+            entries = images or [text for _, text in texts]
+            built = (index_images if images else index_texts)(model, entries, bar)
     if dim is not None:
         built = built.shortened(dim)
     built.save(out)
@@ -134,44 +134,40 @@ def search(
     of_pairs = any(map(_lists_pairs, queries))
     if root is not None and not of_pairs:
         raise AdaptError("--root is the image folder of a .csv of pairs, but no query is a .csv: leave --root out")
-    with common.quiet_libraries():
-        from adapt.retrieval.index import changed, load_index, slerp
+    from adapt.retrieval.index import changed, load_index, slerp
 
-        stored = load_index(index)
-        model = _model(backbone or (None if adapter else stored.header.backbone), adapter, device)
-        stored.check(model)
-        if of_pairs and stored.header.kind != "pairs":
-            raise AdaptError(
-                f"{index} is an index of {stored.header.kind}, but a query is a .csv of pairs: give an index made by "
-                "`adapt index --pairs`, or give texts or images as queries"
-            )
-        old = None if share is None or text is not None else _older(stored, model, device)
-        for query in queries:
-            encoded = _encoded(model, query, root)
-            features = encoded.features
+    stored = load_index(index)
+    model = _model(backbone or (None if adapter else stored.header.backbone), adapter, device)
+    stored.check(model)
+    if of_pairs and stored.header.kind != "pairs":
+        raise AdaptError(
+            f"{index} is an index of {stored.header.kind}, but a query is a .csv of pairs: give an index made by "
+            "`adapt index --pairs`, or give texts or images as queries"
+        )
+    old = None if share is None or text is not None else _older(stored, model, device)
+    for query in queries:
+        encoded = _encoded(model, query, root)
+        features = encoded.features
+        if text is not None:
+            features = changed(model, features, text, share)
+        elif old is not None and share is not None:
+            features = slerp(_encoded(old, query, root).features, features, share)
+        count = top_k if text is None else top_k + 1
+        for name, *nearest in zip(encoded.entries, *stored.nearest(features, count), strict=True):
+            cosines, places = (each.tolist() for each in nearest)
+            found = list(zip([stored.entries[place] for place in places], cosines, strict=True))
             if text is not None:
-                features = changed(model, features, text, share)
-            elif old is not None and share is not None:
-                features = slerp(_encoded(old, query, root).features, features, share)
-            count = top_k if text is None else top_k + 1
-            for name, *nearest in zip(encoded.entries, *stored.nearest(features, count), strict=True):
-                cosines, places = (each.tolist() for each in nearest)
-                found = list(zip([stored.entries[place] for place in places], cosines, strict=True))
-                if text is not None:
-                    found = [each for each in found if os.path.abspath(each[0]) != os.path.abspath(query)][:top_k]
-                if as_json:
-                    entries = [{"entry": entry, "cosine": cosine} for entry, cosine in found]
-                    click.echo(plain.dump({"query": name, "found": entries}))
-                else:
-                    lines = [f"  {cosine:6.3f}  {shown(entry)}" for entry, cosine in found]
-                    click.echo("\n".join([shown(name), *lines]))
+                found = [each for each in found if os.path.abspath(each[0]) != os.path.abspath(query)][:top_k]
+            if as_json:
+                entries = [{"entry": entry, "cosine": cosine} for entry, cosine in found]
+                click.echo(plain.dump({"query": name, "found": entries}))
+            else:
+                lines = [f"  {cosine:6.3f}  {shown(entry)}" for entry, cosine in found]
+                click.echo("\n".join([shown(name), *lines]))
 
 
 def _entries(source: Path) -> tuple[list[str], list[tuple[int, str]]]:
     """Return the image paths, or the texts with their lines, of `source`, which are to be indexed."""
-    from adapt.data.readers.lines import numbered_lines
-    from adapt.data.readers.texts_file import read_texts
-
     if source.is_dir():
         images = images_in(str(source))
         if not images:
@@ -216,7 +212,6 @@ def _model(backbone: str | None, adapter: Path | None, device: str) -> ImageMode
 
 def _encoded(model: ImageModel, query: str, root: Path | None) -> Index:
     """Encode a query (a text, an image file or a .csv of pairs), and return the features as an `Index`."""
-    from adapt.data.readers.csv_file import read_pairs
     from adapt.retrieval.index import index_images, index_pairs, index_texts
 
     if not query.strip():

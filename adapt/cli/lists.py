@@ -13,7 +13,7 @@ from adapt.cli.options import command
 from adapt.common import plain
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
-from adapt.common.shown import shown
+from adapt.common.shown import readable_bytes, shown
 
 if TYPE_CHECKING:
     from adapt.recipe.file import RecipeFile
@@ -59,20 +59,18 @@ def cache(
     Features are stored in $ADAPT_CACHE (default: ~/.cache/adapt/features) and take at most $ADAPT_CACHE_GIB GiB
     (default: 4). Beyond this limit, the least recently used features are deleted.
     """
-    with common.quiet_libraries():
-        from adapt.common.shown import readable_bytes
-        from adapt.data.decoding.cache import FeatureCache
+    from adapt.data.decoding.cache import FeatureCache
 
-        store = FeatureCache()
-        before = store.sizes()
-        if clear:
-            store.clear()
-        total = sum(size for _, size in before.values())
-        click.echo(f"{store.directory}: {readable_bytes(total)} of {readable_bytes(store.max_bytes)}")
-        for name, (files, size) in before.items():
-            click.echo(f"  {shown(name)}  {files:5} files  {readable_bytes(size):>10}")
-        if clear:
-            click.echo("cleared")
+    store = FeatureCache()
+    before = store.sizes()
+    if clear:
+        store.clear()
+    total = sum(size for _, size in before.values())
+    click.echo(f"{store.directory}: {readable_bytes(total)} of {readable_bytes(store.max_bytes)}")
+    for name, (files, size) in before.items():
+        click.echo(f"  {shown(name)}  {files:5} files  {readable_bytes(size):>10}")
+    if clear:
+        click.echo("cleared")
 
 
 # protocols whose recipes have a command of their own; `adapt train` takes all recipes

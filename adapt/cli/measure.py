@@ -13,9 +13,18 @@ import click
 from adapt import tasks
 from adapt.cli import options as common
 from adapt.cli.options import Option, command
+from adapt.common import plain
 from adapt.common.devices import AUTO
+from adapt.common.disk import check_free, write_json
 from adapt.common.errors import AdaptError, nearest
+from adapt.common.hub import is_name
 from adapt.common.shown import first_of, readable_bytes, shown
+from adapt.data.bags import has_bags, singles
+from adapt.data.emoji import bundled
+from adapt.data.readers import load as load_data
+from adapt.data.readers import published
+from adapt.data.readers.lines import csv_rows
+from adapt.protocols import papers
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
@@ -64,33 +73,30 @@ def evaluate_adapter(
       adapt eval runs/first/adapter.safetensors --data new_photos --part all
       adapt eval runs/vlora/adapter.safetensors --data emoji-questions
     """
-    from adapt.data.readers import load as load_data
-
     split = load_data(data, root, names, note=True, columns=columns)
     shares = [] if blend is None else common.numbers("blend", blend, float)
-    with common.quiet_libraries():
-        if (shares or languages) and (against is not None or level is not None):
-            raise AdaptError("--blend or --languages is given with --against or --sets: measure one after the other")
-        models, paths = [], [adapter] if against is None else [adapter, against]
-        for path in paths:
-            model = common.load_adapter(path, backbone, device, split.class_names if data_classes else None)
-            if model.class_names and set(split.class_names) != set(model.class_names):
-                raise AdaptError(_other_classes(data, split.class_names, path, model.class_names))
-            common.set_at_use(model, at_use)
-            models.append(model)
-        model = models[0]
-        blended = [model.blended(share, split.template) for share in shares]  # all are checked before any is measured
-        for share, each in zip(shares, blended, strict=True):
-            if not as_json:
-                click.echo(f"blend {share:g}: ", nl=False)
-            _print(each, split, part, as_json, cache, blended=True)
-        if languages:
-            _print_languages(model, measured_items(split, part), load_data(languages).items(), as_json, cache)
-        elif not shares:
-            other = None if against is None else (against, models[1])
-            _print(model, split, part, as_json, cache, against=other, level=level)
-        for path in paths if part != "train" else ():
-            note_learned(path, split, measured_items(split, part))
+    if (shares or languages) and (against is not None or level is not None):
+        raise AdaptError("--blend or --languages is given with --against or --sets: measure one after the other")
+    models, paths = [], [adapter] if against is None else [adapter, against]
+    for path in paths:
+        model = common.load_adapter(path, backbone, device, split.class_names if data_classes else None)
+        if model.class_names and set(split.class_names) != set(model.class_names):
+            raise AdaptError(_other_classes(data, split.class_names, path, model.class_names))
+        common.set_at_use(model, at_use)
+        models.append(model)
+    model = models[0]
+    blended = [model.blended(share, split.template) for share in shares]  # all are checked before any is measured
+    for share, each in zip(shares, blended, strict=True):
+        if not as_json:
+            click.echo(f"blend {share:g}: ", nl=False)
+        _print(each, split, part, as_json, cache, blended=True)
+    if languages:
+        _print_languages(model, measured_items(split, part), load_data(languages).items(), as_json, cache)
+    elif not shares:
+        other = None if against is None else (against, models[1])
+        _print(model, split, part, as_json, cache, against=other, level=level)
+    for path in paths if part != "train" else ():
+        note_learned(path, split, measured_items(split, part))
     if not as_json:
         _tell_parts(split, part)
 
@@ -138,9 +144,6 @@ def sets(
       adapt sets runs/counts --data calibration.csv --out intervals.safetensors
       adapt sets runs/first --folds 8 --out crossed.safetensors
     """
-    from adapt.common.disk import check_free
-    from adapt.data.readers import load as load_data
-
     check_free(out, "file")
     if (folds is None) == (data is None) or (folds and (root or names or part != "all" or by_class or together)):
         raise AdaptError(
@@ -148,25 +151,24 @@ def sets(
             "without --root, --names, --part, --by-class and --together"
         )
     seen, noun, how = set[str](), "images", "calibrated on"
-    with common.quiet_libraries():
-        from adapt.evaluation.inference import Inference
-        from adapt.evaluation.sets import LEVEL, calibrated
-        from adapt.training.repeating import crossed, provenance
-        from adapt.training.run import seen_images
+    from adapt.evaluation.inference import Inference
+    from adapt.evaluation.sets import LEVEL, calibrated
+    from adapt.training.repeating import crossed, provenance
+    from adapt.training.run import seen_images
 
-        if data is None:
-            given = {"backbone": backbone, "device": device, "cache": None if cache else False}
-            changes = [(key, value) for key, value in given.items() if value is not None]
-            model, found = crossed(provenance(adapter), folds or 0, score or "lac", changes)
-            how = f"averages {folds} adapters, each trained without one of {folds} random parts of"
-        else:
-            split = load_data(data, root, names, note=True)
-            items, noun, seen = measured_items(split, part), split.noun, seen_images(adapter) or {""}
-            model, using = common.load_adapter(adapter, backbone, device), Inference(cache=cache)
-            found = calibrated(model, items, score, by_class=by_class, together=together, learned=seen, inference=using)
-        model.answers = replace(model.answers, sets=found)
-        found.check(LEVEL, model.settings_id, found.of_items, together)
-        model.save(out)
+    if data is None:
+        given = {"backbone": backbone, "device": device, "cache": None if cache else False}
+        changes = [(key, value) for key, value in given.items() if value is not None]
+        model, found = crossed(provenance(adapter), folds or 0, score or "lac", changes)
+        how = f"averages {folds} adapters, each trained without one of {folds} random parts of"
+    else:
+        split = load_data(data, root, names, note=True)
+        items, noun, seen = measured_items(split, part), split.noun, seen_images(adapter) or {""}
+        model, using = common.load_adapter(adapter, backbone, device), Inference(cache=cache)
+        found = calibrated(model, items, score, by_class=by_class, together=together, learned=seen, inference=using)
+    model.answers = replace(model.answers, sets=found)
+    found.check(LEVEL, model.settings_id, found.of_items, together)
+    model.save(out)
     if "" in seen:
         click.echo(
             f"warning: a run that {adapter} is from is not here, so whether it has learned from these images cannot be "
@@ -202,26 +204,21 @@ def certify(
       adapt certify runs/first
       adapt certify runs/first --device cpu --out first-on-cpu.json
     """
-    from adapt.common.disk import check_free, write_json
-    from adapt.common.hub import is_name
     from adapt.loading import located
 
     if is_name(adapter) and out is None:
         raise AdaptError("an adapter of the hub has no folder of yours: say with --out where to write the certificate")
-    with common.quiet_libraries():
-        from adapt.formats import certificate
+    from adapt.formats import certificate
 
-        file = located(adapter)
-        if not file.is_file():
-            raise AdaptError(f"there is no adapter file at {adapter}: give a .safetensors file, or the folder of a run")
-        out = out or certificate.place_of(file)
-        check_free(out, "file with --out, or delete it to measure again")
-        model = common.load_adapter(file, backbone, device)
-        found = certificate.measured(model, file, seconds, not quiet)
-        write_json(out, told := found.model_dump(mode="json"))
+    file = located(adapter)
+    if not file.is_file():
+        raise AdaptError(f"there is no adapter file at {adapter}: give a .safetensors file, or the folder of a run")
+    out = out or certificate.place_of(file)
+    check_free(out, "file with --out, or delete it to measure again")
+    model = common.load_adapter(file, backbone, device)
+    found = certificate.measured(model, file, seconds, not quiet)
+    write_json(out, told := found.model_dump(mode="json"))
     if as_json:
-        from adapt.common import plain
-
         click.echo(plain.dump(told, indent=2))
     else:
         for title, text in found.rows().items():
@@ -256,22 +253,19 @@ def zeroshot(
       adapt zeroshot --data emoji
       adapt zeroshot --data photos --backbone open_clip:ViT-B-16-quickgelu/openai --template "a picture of a {}."
     """
-    from adapt.data.readers import load as load_data
-
     backbone = common.say_backbone(backbone, data)
     split = load_data(data, root, names, note=True)
-    with common.quiet_libraries():
-        from adapt.backbones.load import load_backbone
-        from adapt.backbones.vision_encoder import VisionEncoder
-        from adapt.evaluation.inference import Inference
-        from adapt.models.unadapted import unadapted
+    from adapt.backbones.load import load_backbone
+    from adapt.backbones.vision_encoder import VisionEncoder
+    from adapt.evaluation.inference import Inference
+    from adapt.models.unadapted import unadapted
 
-        turning = load_backbone(backbone, device).turning(split.turned)
-        if isinstance(turning, VisionEncoder):
-            raise AdaptError(f"{backbone} reads no class names: measure class means with `adapt train nearest_mean`")
-        model = unadapted(turning, split.class_names, templates or split.template)
-        tasks.of(split.items()).fit_answers(model, split.train or measured_items(split, part), Inference(cache=cache))
-        _print(model, split, part, as_json, cache)
+    turning = load_backbone(backbone, device).turning(split.turned)
+    if isinstance(turning, VisionEncoder):
+        raise AdaptError(f"{backbone} reads no class names: measure class means with `adapt train nearest_mean`")
+    model = unadapted(turning, split.class_names, templates or split.template)
+    tasks.of(split.items()).fit_answers(model, split.train or measured_items(split, part), Inference(cache=cache))
+    _print(model, split, part, as_json, cache)
     if not as_json:
         _tell_parts(split, part)
 
@@ -281,7 +275,6 @@ def note_learned(adapter: Path, split: Split, items: Sequence[Item]) -> None:
 
     Tasks in which an image has several items, such as questions, may learn from one and be measured on another.
     """
-    from adapt.data.readers.lines import csv_rows
     from adapt.training.run import PICKS
 
     listed = (adapter if adapter.is_dir() else adapter.parent) / PICKS
@@ -367,7 +360,6 @@ def _print(
     The model `against`, of a file, is evaluated as well, and the difference is printed. With a `level`, the sets of
     classes are measured too.
     """
-    from adapt.data.bags import has_bags, singles
     from adapt.evaluation.evaluate import evaluate
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.intervals import in_percent, legend
@@ -389,8 +381,6 @@ def _print(
         others["by_image"] = evaluate(model, singles(items), cache=cache)
     file, other = ("", None) if against is None else (str(against[0]), evaluate(against[1], items, cache=cache))
     if as_json:
-        from adapt.common import plain
-
         blend = {"blend": model.answers.blend} if blended or model.answers.blend != 1 else {}
         figures = {
             "data": split.name,
@@ -440,7 +430,6 @@ def _print(
 
 def _print_languages(model: Adapted, items: Sequence[Item], names: Iterable[Item], as_json: bool, cache: bool) -> None:
     """Evaluate `model` on `items` by the names of classes in each language, and print a table, or JSON."""
-    from adapt.common import plain
     from adapt.evaluation.evaluate import by_language
     from adapt.evaluation.scores import difference
     from adapt.protocols.tables import as_text
@@ -507,11 +496,6 @@ def verify(
     figure, from an official file [F]. Figures from secondary sources [S] are shown but do not affect the verdict. The
     exit code is 1 if a figure is not reproduced. The recipe's runs are kept in OUT and not repeated.
     """
-    from adapt.common import plain
-    from adapt.data.emoji import bundled
-    from adapt.data.readers import load, published
-    from adapt.protocols import papers
-
     entry = published.find(data)
     if entry is None:
         raise AdaptError(
@@ -521,7 +505,7 @@ def verify(
         raise AdaptError(
             f"--as {called} is not the name of a published backbone; {nearest(called, papers.backbones())}"
         )
-    split, runs = load(entry.name, root), None
+    split, runs = load_data(entry.name, root), None
     if recipe is not None:
         from adapt.protocols.reproduction import RecipeRuns
         from adapt.recipe.file import read_file
@@ -536,14 +520,13 @@ def verify(
         runs = RecipeRuns(chosen, located.name, shots, runs_seeds, out, departures, overrides)
     elif out is not None or overrides:
         raise AdaptError("--out and --set apply only to a recipe's runs: add --recipe, or leave out --out and --set")
-    with common.quiet_libraries():
-        from adapt.backbones.load import load_backbone
-        from adapt.protocols.reproduction import reproduce
+    from adapt.backbones.load import load_backbone
+    from adapt.protocols.reproduction import reproduce
 
-        loaded, name = load_backbone(backbone, device), called or papers.published_backbone(backbone)
-        reproduction = reproduce(
-            loaded, split, entry, root, name, runs, cache=cache, progress=lambda line: click.echo(f"  {line}", err=True)
-        )
+    loaded, name = load_backbone(backbone, device), called or papers.published_backbone(backbone)
+    reproduction = reproduce(
+        loaded, split, entry, root, name, runs, cache=cache, progress=lambda line: click.echo(f"  {line}", err=True)
+    )
     click.echo(plain.dump(reproduction.to_dict(), indent=2) if as_json else _as_text(reproduction))
     if reproduction.verdict == "not reproduced":
         sys.exit(_DIFFERENT)
@@ -552,7 +535,6 @@ def verify(
 def _as_text(reproduction: Reproduction) -> str:
     """Return the text of a comparison: measured and published figures, the conditions that differ, and the verdict."""
     from adapt.evaluation.intervals import in_percent
-    from adapt.protocols.papers import backbones
     from adapt.protocols.tables import as_text
 
     cells = [["", "here", "published", "apart", "allowed", ""]]
@@ -573,9 +555,8 @@ def _as_text(reproduction: Reproduction) -> str:
         templates = f", with {each.templates[0]!r}{more}" if each.templates else ""
         lines.append(f"{each.method}: {each.source or 'a secondary source'}{templates}")
     if reproduction.published_backbone is None:
-        lines.append(
-            f"there are no published figures for this backbone; --as compares with one of {', '.join(backbones())}"
-        )
+        known = ", ".join(papers.backbones())
+        lines.append(f"there are no published figures for this backbone; --as compares with one of {known}")
     lines += [
         f"differs: {each.what} {each.here}; published {each.published}"
         for each in reproduction.conditions

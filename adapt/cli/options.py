@@ -1,16 +1,12 @@
-"""Options that commands share, made of the annotated parameters of their functions, and quiet libraries."""
+"""Options that commands share, made of the annotated parameters of their functions."""
 
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import re
-import sys
 import time
-import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -261,24 +257,6 @@ def set_at_use(model: Model, changes: Sequence[str]) -> None:
         if not key.startswith("use."):
             raise AdaptError(f"--set {key}: expected use.KEY=VALUE, because the adapter's other settings are learned")
     model.set_at_use(**{key.removeprefix("use."): value for key, value in pairs})
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Turn off the warnings and progress bars of third-party libraries, but not the warnings of adapt."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, which takes a second
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore")
-        warnings.filterwarnings("default", module=r"adapt\.")
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns that an optional kernel is missing
-        if "transformers" in sys.modules:
-            from transformers.utils import logging as of_transformers
-
-            of_transformers.set_verbosity_error()
-            of_transformers.disable_progress_bar()
-        yield
 
 
 def check_installed(what: str, extra: str, *libraries: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 
 from adapt.cli import options as common
-from adapt.cli.image_files import ImageFile, by_item, exit_where_unread, image_files, is_adapter, opened_items
+from adapt.cli.image_files import ImageFile, image_files, is_adapter, opened_items
 from adapt.cli.options import Argument, Option, command
 from adapt.common import hub, plain
 from adapt.common.devices import AUTO
@@ -200,66 +201,67 @@ def predict(
     if as_csv:
         write = Columns(adapters, threshold is not None, top_k, sets is not None)
     read: list[list[ImageFile]] = []
-    opened = partial(opened_items, by_item(files), read, of_items)
-    with common.quiet_libraries():
-        from adapt.models.prediction import Query
+    opened = partial(opened_items, files, read, of_items)
+    from adapt.models.prediction import Query
 
-        asked = top_k, threshold, False, question, of_items, together, at_a_time, explain, sets
-        query, drawn = Query(*asked, maps=maps is not None, boxes=boxes), None
-        windows: list[tuple[Windows, list[Window]]] = []  # of each adapter, with those that were compared
-        if vocabulary_free is not None:
-            answers = _by_captions(vocabulary_free, backbone, device, query, opened)
+    asked = top_k, threshold, False, question, of_items, together, at_a_time, explain, sets
+    query, drawn = Query(*asked, maps=maps is not None, boxes=boxes), None
+    windows: list[tuple[Windows, list[Window]]] = []  # of each adapter, with those that were compared
+    if vocabulary_free is not None:
+        answers = _by_captions(vocabulary_free, backbone, device, query, opened)
+    else:
+        from adapt.loading import load_many
+        from adapt.methods.base.traits import PoolsBags, trait
+
+        given = [*map(hub.spelled, members)], common.given_backbone(backbone, device), common.class_names(classes)
+        if average:
+            from adapt.soups import average as averaged
+
+            models = [averaged(*given, device=device)]
         else:
-            from adapt.loading import load_many
-            from adapt.methods.base.traits import PoolsBags, trait
+            models = load_many(*given, device=device)
+        for model in models:
+            if of_items and (pools := trait(model.method, PoolsBags)):
+                pools.check_views((file.called, file.view) for file in files)
+            common.set_at_use(model, at_use)
+            if sets is not None:
+                promise = model.sets_at(sets, of_items, together).promise(sets, model.class_names)
+                click.echo(promise, err=True)
+        if maps is not None:
+            from adapt.cli.map_files import MapFiles
 
-            given = [*map(hub.spelled, members)], common.given_backbone(backbone, device), common.class_names(classes)
-            if average:
-                from adapt.soups import average as averaged
+            models[0].check_query(query)
+            drawn = MapFiles(maps, models[0], explain)
+        answers = _by_adapters(adapters, models, query, opened, len(files))
+        if any(model.watch is not None for model in models):
+            from adapt.models import watch
 
-                models = [averaged(*given, device=device)]
-            else:
-                models = load_many(*given, device=device)
-            for model in models:
-                if of_items and (pools := trait(model.method, PoolsBags)):
-                    pools.check_views((file.called, file.view) for file in files)
-                common.set_at_use(model, at_use)
-                if sets is not None:
-                    promise = model.sets_at(sets, of_items, together).promise(sets, model.class_names)
-                    click.echo(promise, err=True)
-            if maps is not None:
-                from adapt.cli.map_files import MapFiles
-
-                models[0].check_query(query)
-                drawn = MapFiles(maps, models[0], explain)
-            answers = _by_adapters(adapters, models, query, opened, len(files))
-            if any(model.watch is not None for model in models):
-                from adapt.models import watch
-
-                windows = [(watch.Windows(model.watch, at_once=_AT_ONCE), []) for model in models]
-                if of_items or together or boxes or (explain and maps is None):  # maps of reasons are of images
-                    click.echo("warning: the watch sees single images alone, and none of these answers", err=True)
-        for number, (answer, reasons) in enumerate(answers):
-            first = read[number][0]
-            if of_items:
-                named = zip(answer[0].images or (), read[number], strict=True)
-                images_of_item = tuple(each._replace(image=file.called) for each, file in named)
-                answer = [replace(answer[0], images=images_of_item)]
-            if drawn is not None:
-                answer = [drawn.write(first.path.stem, answer[0])]
-            write(first.item or first.called, answer, reasons)
-            for (own, compared), each in zip(windows, answer):
-                compared += own.add(each.sighting, first.called)
+            windows = [(watch.Windows(model.watch, at_once=_AT_ONCE), []) for model in models]
+            if of_items or together or boxes or (explain and maps is None):  # maps of reasons are of images
+                click.echo("warning: the watch sees single images alone, and none of these answers", err=True)
+    for number, (answer, reasons) in enumerate(answers):
+        first = read[number][0]
+        if of_items:
+            named = zip(answer[0].images or (), read[number], strict=True)
+            images_of_item = tuple(each._replace(image=file.called) for each, file in named)
+            answer = [replace(answer[0], images=images_of_item)]
         if drawn is not None:
-            drawn.finish()
-        for name, (own, compared) in zip(adapters, windows):
-            compared += own.rest()
-            if any(window.alarm for window in compared):
-                of_adapter = f"{shown(hub.spelled(name))}: " * (len(adapters) > 1)
-                click.echo(f"warning: {of_adapter}{watch.summary(compared)}", err=True)
+            answer = [drawn.write(first.path.stem, answer[0])]
+        write(first.item or first.called, answer, reasons)
+        for (own, compared), each in zip(windows, answer):
+            compared += own.add(each.sighting, first.called)
+    if drawn is not None:
+        drawn.finish()
+    for name, (own, compared) in zip(adapters, windows):
+        compared += own.rest()
+        if any(window.alarm for window in compared):
+            of_adapter = f"{shown(hub.spelled(name))}: " * (len(adapters) > 1)
+            click.echo(f"warning: {of_adapter}{watch.summary(compared)}", err=True)
     if isinstance(write, Columns):
         write.begin()  # if no image could be read
-    exit_where_unread(files, list(chain.from_iterable(read)))
+    if unread := len(files) - sum(map(len, read)):
+        click.echo(f"{unread} of {len(files)} images could not be read", err=True)
+        sys.exit(2)
 
 
 def _by_captions(index: Path, backbone: str | None, device: str, query: Query, opened: Opened) -> Iterator[Answer]:

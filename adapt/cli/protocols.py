@@ -9,8 +9,10 @@ import click
 
 from adapt.cli import options as common
 from adapt.cli.options import REQUIRED, Argument, Option, command
+from adapt.common.disk import check_writable, write_text
 from adapt.common.errors import AdaptError
 from adapt.common.shown import readable_bytes
+from adapt.protocols.papers import data_set
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -266,7 +268,6 @@ def sweep(
 def _transfer(name: str, recipe: str, targets: tuple[str, ...], options: _Options) -> None:
     from adapt.data.readers import published
     from adapt.protocols import protocol as protocols
-    from adapt.protocols.papers import data_set
     from adapt.protocols.runs import Target
     from adapt.recipe import DataSection
 
@@ -301,19 +302,18 @@ def run(protocol: Protocol, options: _Options) -> Results:
         if not (key and equals and value) or "\n" in option:
             raise AdaptError(f"--sbatch {option} is not an option; expected KEY=VALUE, such as partition=gpu")
         of_jobs[key.replace("-", "_")] = value
-    with common.quiet_libraries():
-        from adapt.protocols.engines import Engine
-        from adapt.protocols.protocol import run_protocol
-        from adapt.protocols.tables import as_text, table
+    from adapt.protocols.engines import Engine
+    from adapt.protocols.protocol import run_protocol
+    from adapt.protocols.tables import as_text, table
 
-        try:
-            where = Engine(engine, options["jobs"], address, tuple(of_jobs.items()))
-            results = run_protocol(
-                protocol, options["out"], where, lambda line: click.echo(f"  {line}", err=True), options["track"]
-            )
-        except KeyboardInterrupt:
-            click.echo("stopped; continue with the same command", err=True)
-            raise SystemExit(130) from None
+    try:
+        where = Engine(engine, options["jobs"], address, tuple(of_jobs.items()))
+        results = run_protocol(
+            protocol, options["out"], where, lambda line: click.echo(f"  {line}", err=True), options["track"]
+        )
+    except KeyboardInterrupt:
+        click.echo("stopped; continue with the same command", err=True)
+        raise SystemExit(130) from None
     click.echo(as_text(table([results])))
     return results
 
@@ -351,8 +351,6 @@ def _on_each(sets: tuple[str, ...], options: _Options, protocol_of: Callable[[_O
 
 def _needs_root(spec: str) -> bool:
     """Return whether the data set `spec` takes --root: published data sets, torchvision's, .csv and .json files do."""
-    from adapt.protocols.papers import data_set
-
     return data_set(spec) == spec or spec.startswith("torchvision:") or spec.endswith((".csv", ".json", ".json.gz"))
 
 
@@ -419,7 +417,6 @@ def table(
     A letter gives the source of a published figure: F an official file, A the paper's abstract, S a secondary source, R
     recalled from memory.
     """
-    from adapt.common.disk import check_writable
     from adapt.protocols import plain_runs, tables
 
     runs = [path for path in results if plain_runs.is_run(path)]
@@ -470,7 +467,6 @@ def report(runs: tuple[Path, ...], *, out: Annotated[Path, "HTML file to write."
     models made with the highest confidence.
     """
     common.check_installed("a report", "plot", "matplotlib")
-    from adapt.common.disk import check_writable, write_text
     from adapt.protocols.report import report as page
 
     check_writable(out)

@@ -68,7 +68,7 @@ def serve(
     common.check_installed("adapt serve", "serve", *_OF_A_SERVER)
     token = None if token_file is None else _token(token_file)
     listening = listening_at(host, port)
-    with listening, common.quiet_libraries():
+    with listening:
         from adapt.serving.adapters import ServedAdapters
         from adapt.serving.admission import Limits
         from adapt.serving.app import create_app
@@ -161,22 +161,21 @@ def label(
     """
     if propose is None:
         common.check_installed("the page of adapt label", "serve", *_OF_A_PAGE)
-    with common.quiet_libraries():
-        from adapt.labelling.labelling import PROPOSALS, Labelling
+    from adapt.labelling.labelling import PROPOSALS, Labelling
 
-        labelling = Labelling(run, images, out, device or AUTO, progress=not quiet)
-        proposals = labelling.propose(a_round if propose is None else propose + labelling.answers)
-        labelling.write()
-        if propose is not None:
-            click.echo(f"{len(proposals)} proposals, the most useful first: {shown(str(out / PROPOSALS))}")
-            return
-        from adapt.labelling.server import create_label_app
-        from adapt.serving.connections import run as serve
+    labelling = Labelling(run, images, out, device or AUTO, progress=not quiet)
+    proposals = labelling.propose(a_round if propose is None else propose + labelling.answers)
+    labelling.write()
+    if propose is not None:
+        click.echo(f"{len(proposals)} proposals, the most useful first: {shown(str(out / PROPOSALS))}")
+        return
+    from adapt.labelling.server import create_label_app
+    from adapt.serving.connections import run as serve
 
-        with listening_at("127.0.0.1", port) as listening:
-            click.echo(f"Label the images at http://127.0.0.1:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
-            try:
-                serve(create_label_app(labelling, a_round), listening, 30.0)
-            finally:
-                labelling.write()
-                click.echo(f"To train on all labels: {shown(labelling.command)}")
+    with listening_at("127.0.0.1", port) as listening:
+        click.echo(f"Label the images at http://127.0.0.1:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
+        try:
+            serve(create_label_app(labelling, a_round), listening, 30.0)
+        finally:
+            labelling.write()
+            click.echo(f"To train on all labels: {shown(labelling.command)}")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict, Unpack
 
 import click
 
+from adapt import methods
 from adapt.cli import options as common
 from adapt.cli.options import Option, command
 from adapt.common import devices
@@ -91,10 +92,9 @@ def train(
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
     chosen = common.read(recipe, overrides, options)
     if dry_run:
-        with common.quiet_libraries():
-            from adapt.training.dry_run import planned
+        from adapt.training.dry_run import planned
 
-            click.echo("\n".join(planned(chosen)))
+        click.echo("\n".join(planned(chosen)))
         return
     if out is None and folder is not None:
         check_outside(folder, chosen.data.source, f"the data folder {chosen.data.source}")
@@ -104,22 +104,19 @@ def train(
         common.say_backbone(chosen.backbone, chosen.data.source)
         if folder is not None:
             click.echo(f"run        {folder}", err=True)
-    with common.quiet_libraries():
-        from adapt.training.run_recipe import run_recipe
+    from adapt.training.run_recipe import run_recipe
 
-        try:
-            result = run_recipe(chosen, folder, resume, progress=not quiet, track=track)
-        except KeyboardInterrupt:
-            if is_main():
-                from adapt.methods import plugins
-
-                files = [f"--plugin={path}" for path in plugins()]
-                changes = [f"--{name}={value}" for name, value in options.items() if value is not None]
-                changes += [f"--set={each}" for each in overrides] + [f"--track={each}" for each in track]
-                changes += [f"--processes={processes}"] * (processes > 1)
-                again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={folder}"])
-                click.echo("stopped" if folder is None else f"stopped; continue with: {again} --resume", err=True)
-            raise SystemExit(STOPPED) from None
+    try:
+        result = run_recipe(chosen, folder, resume, progress=not quiet, track=track)
+    except KeyboardInterrupt:
+        if is_main():
+            files = [f"--plugin={path}" for path in methods.plugins()]
+            changes = [f"--{name}={value}" for name, value in options.items() if value is not None]
+            changes += [f"--set={each}" for each in overrides] + [f"--track={each}" for each in track]
+            changes += [f"--processes={processes}"] * (processes > 1)
+            again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={folder}"])
+            click.echo("stopped" if folder is None else f"stopped; continue with: {again} --resume", err=True)
+        raise SystemExit(STOPPED) from None
     if is_main():
         say(result, folder if plot else None)
 
@@ -138,8 +135,6 @@ def _keeping(share: float, recipe: Recipe, overrides: tuple[str, ...]) -> tuple[
 
     Raises AdaptError if the recipe's method has no setting `keep_flops`, or if an override chooses the skipped blocks.
     """
-    from adapt import methods
-
     if "keep_flops" not in methods.find(recipe.method["name"]).Config.model_fields:
         raise AdaptError(
             f"--keep-flops does not apply to this recipe, whose method {recipe.method['name']} has no setting "
@@ -177,14 +172,12 @@ def extend(
       adapt extend runs/gda --data more/ --out runs/gda-more
     """
     from adapt.recipe import DataSection
+    from adapt.training.extending import extended
+    from adapt.training.run_recipe import run_recipe
 
-    with common.quiet_libraries():
-        from adapt.training.extending import extended
-        from adapt.training.run_recipe import run_recipe
-
-        recipe = extended(run, DataSection(source=data, root=root, names=names), out)
-        recipe = recipe if device is None else recipe.model_copy(update={"device": device})
-        result = run_recipe(recipe, out, progress=not quiet)
+    recipe = extended(run, DataSection(source=data, root=root, names=names), out)
+    recipe = recipe if device is None else recipe.model_copy(update={"device": device})
+    result = run_recipe(recipe, out, progress=not quiet)
     say(result)
 
 
@@ -343,16 +336,15 @@ def recommend(
         if out is not None:
             click.echo(f"run        {out}", err=True)
         click.echo("Reading the images, and comparing methods on the training images ...", err=True)
-    with common.quiet_libraries():
-        from adapt.choosing.recommendation import recommend as run
+    from adapt.choosing.recommendation import recommend as run
 
-        try:
-            recommendation = run(data, out=out, resume=resume, device=device or AUTO, progress=not quiet, **options)
-        except KeyboardInterrupt:
-            more = "--resume" if named else f"--out={out} --resume"
-            saved = f"; continue with the same command and {more}" if out and out.exists() else ""
-            click.echo(f"stopped{saved}", err=True)
-            raise SystemExit(130) from None
+    try:
+        recommendation = run(data, out=out, resume=resume, device=device or AUTO, progress=not quiet, **options)
+    except KeyboardInterrupt:
+        more = "--resume" if named else f"--out={out} --resume"
+        saved = f"; continue with the same command and {more}" if out and out.exists() else ""
+        click.echo(f"stopped{saved}", err=True)
+        raise SystemExit(130) from None
     click.echo(str(recommendation))
     if out is not None:
         click.echo(f"\nadapter    {out / 'adapter.safetensors'}")

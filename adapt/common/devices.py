@@ -154,15 +154,22 @@ def keeping_rng(device: torch.device, seed: int | None = None) -> Iterator[None]
 
 
 @contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use `count` CPU threads in the `with` block, and as many as before after it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def one_thread() -> Iterator[None]:
     """Limit torch and the solvers of scikit-learn to one CPU thread in the `with` block."""
-    import torch
     from threadpoolctl import threadpool_limits
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    with threads(1), threadpool_limits(1):
+        yield

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -21,30 +22,26 @@ logger = logging.getLogger("adapt")
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
 class Listing(Generic[T]):
     """A registry of the subclasses of `base` (such as all methods), by the class attribute `name`.
 
     A file `coop.py` in the package `package` defines the class called `coop`. Installed packages add classes by entry
-    points in the group `group`, and `register` adds a class in this process.
+    points in the group `group`, and `register` adds a class in this process. Files in `others` define no class. `what`,
+    `advice` and the command `listed_by` stand in messages, and `check` refuses a class that is registered.
     """
 
-    def __init__(
-        self,
-        package: str,
-        path: Iterable[str],
-        group: str,
-        base: Callable[[], type[T]],
-        what: str,
-        others: frozenset[str],
-        listed_by: str = "",
-        advice: str = "",
-        check: Callable[[type[T]], None] = lambda cls: None,
-    ) -> None:
-        self.group, self._package, self._path, self._what = group, package, list(path), what
-        self._base, self._others, self._check = base, others, check
-        self._listed_by, self._advice = listed_by, advice
-        self._registered: dict[str, type[T]] = {}
-        self._broken: set[str] = set()
+    package: str
+    path: Iterable[str]
+    group: str
+    base: Callable[[], type[T]]
+    what: str
+    others: frozenset[str]
+    listed_by: str = ""
+    advice: str = ""
+    check: Callable[[type[T]], None] = lambda cls: None
+    _registered: dict[str, type[T]] = field(default_factory=dict, init=False)
+    _broken: set[str] = field(default_factory=set, init=False)
 
     def names(self) -> list[str]:
         """Return the sorted names of all classes, from files of the package, from entry points, and from `register`."""
@@ -53,13 +50,13 @@ class Listing(Generic[T]):
     def find(self, name: str) -> type[T]:
         """Return the class called `name`. Raises AdaptError if the name is unknown or the import fails."""
         if name in self.files():
-            module = importlib.import_module(f"{self._package}.{name}")
+            module = importlib.import_module(f"{self.package}.{name}")
             return next(cls for cls in self.classes_of(module) if cls.name == name)  # type: ignore[attr-defined]
         if name in self._registered:
             return self._registered[name]
         if name in self._entry_points():
             return self._loaded(self._entry_points()[name])
-        raise AdaptError(f"unknown {self._what} {name!r}; {nearest(name, self.names(), self._listed_by)}{self._advice}")
+        raise AdaptError(f"unknown {self.what} {name!r}; {nearest(name, self.names(), self.listed_by)}{self.advice}")
 
     def classes(self, without: Container[str] = ()) -> Iterator[type[T]]:
         """Yield all classes by name, but for those of the files `without`, which are not imported.
@@ -95,7 +92,7 @@ class Listing(Generic[T]):
         point = self._entry_points().get(name)
         taken = name in self.files() or not (point is None or _names(point, cls))
         if taken or self._registered.get(name, cls) is not cls:
-            raise AdaptError(f"there is a {self._what} called {name!r} already: give {cls.__name__} another name")
+            raise AdaptError(f"there is a {self.what} called {name!r} already: give {cls.__name__} another name")
         self._registered[name] = cls
         return cls
 
@@ -113,13 +110,13 @@ class Listing(Generic[T]):
 
     def classes_of(self, module: ModuleType) -> list[type[T]]:
         """Return the named subclasses of the base class that `module` itself defines, without imported classes."""
-        base = self._base()
+        base = self.base()
         own = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, base)]
         return [cls for cls in own if cls.__module__ == module.__name__ and "name" in vars(cls)]
 
     def files(self) -> list[str]:
         """Return the names of the package's modules that each define a class of the same name."""
-        return [module.name for module in pkgutil.iter_modules(self._path) if module.name not in self._others]
+        return [module.name for module in pkgutil.iter_modules(self.path) if module.name not in self.others]
 
     def _entry_points(self) -> dict[str, EntryPoint]:
         points: dict[str, EntryPoint] = {}
@@ -127,7 +124,7 @@ class Listing(Generic[T]):
             if points.setdefault(point.name, point).value != point.value:
                 other = points[point.name].value
                 raise AdaptError(
-                    f"two packages, {other} and {point.value}, have a {self._what} called {point.name!r}: uninstall one"
+                    f"two packages, {other} and {point.value}, have a {self.what} called {point.name!r}: uninstall one"
                 )
         return points
 
@@ -136,11 +133,11 @@ class Listing(Generic[T]):
             cls = point.load()
         except (Exception, SystemExit) as error:  # a foreign module may raise anything
             raise AdaptError(
-                f"the {self._what} {point.name!r} of {point.value} cannot be imported: {type(error).__name__}: {error}"
+                f"the {self.what} {point.name!r} of {point.value} cannot be imported: {type(error).__name__}: {error}"
             ) from error
         if (name := self._checked(cls)) != point.name:
             raise AdaptError(
-                f"the {self._what} of {point.value} is called {name!r}, but its entry point is called {point.name!r}: "
+                f"the {self.what} of {point.value} is called {name!r}, but its entry point is called {point.name!r}: "
                 "use the same name"
             )
         loaded: type[T] = cls
@@ -148,16 +145,16 @@ class Listing(Generic[T]):
 
     def _checked(self, cls: type) -> str:
         """Return the name of `cls`. Raises AdaptError for a class with another base or with an invalid name."""
-        base = self._base()
+        base = self.base()
         if not (isinstance(cls, type) and issubclass(cls, base)):
-            raise AdaptError(f"{cls!r} is not a {self._what}; expected a subclass of {base.__module__}.{base.__name__}")
+            raise AdaptError(f"{cls!r} is not a {self.what}; expected a subclass of {base.__module__}.{base.__name__}")
         name = getattr(cls, "name", None)
         if not (isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name)):
             raise AdaptError(
                 f"{cls.__name__} has the `name` {name!r}; expected lower-case letters, digits and _: change the "
                 "attribute `name`, by which recipes and adapters refer to the class"
             )
-        self._check(cls)
+        self.check(cls)
         return name
 
 

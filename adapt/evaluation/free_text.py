@@ -21,7 +21,7 @@ import torch
 from adapt.common.plain import JsonObject
 from adapt.evaluation import intervals
 from adapt.evaluation.intervals import Interval
-from adapt.evaluation.scores import QuestionScores
+from adapt.evaluation.scores import QuestionScores, scored
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
@@ -153,14 +153,7 @@ def scored_pairs(items: Sequence[Item], batches: Iterable[Sequence[tuple[float, 
     """Return the scores of pairs from batches of the log-probabilities of the chosen and the rejected answers."""
     sums = [pair for batch in batches for pair in batch]
     margins = [chosen - rejected for chosen, rejected in sums]
-    return PairScores(
-        paths=tuple(item.name for item in items),
-        actual=tuple(item.answer for item in items),
-        predicted=tuple(
-            item.answer if margin > 0 else item.label.columns["rejected"] for item, margin in zip(items, margins)
-        ),
-        confidence=tuple(1 / (1 + math.exp(-min(abs(margin), 700.0))) for margin in margins),
-        questions=tuple(item.label.columns["question"] for item in items),
-        margins=tuple(margins),
-        groups=tuple(item.kept_with for item in items),
-    )
+    chosen = [item.answer if margin > 0 else item.label.columns["rejected"] for item, margin in zip(items, margins)]
+    confidence = [1 / (1 + math.exp(-min(abs(margin), 700.0))) for margin in margins]
+    questions = tuple(item.label.columns["question"] for item in items)
+    return PairScores(**vars(scored(items, [(chosen, confidence)])), questions=questions, margins=tuple(margins))

@@ -16,7 +16,7 @@ from adapt.common.shown import SEPARATOR
 from adapt.data.item import Item
 from adapt.evaluation import intervals
 from adapt.evaluation.intervals import Interval
-from adapt.evaluation.scores import Figure, Scores, reliability
+from adapt.evaluation.scores import Figure, Scores, reliability, scored
 from adapt.models.prediction import HALF, NONE, finite
 
 
@@ -53,11 +53,9 @@ class MultiLabelScores(Scores):
         first = truth.gather(1, best.indices[:, None])[:, 0]
         # class by class: scikit-learn reads a single column as two classes, and warns of a class that no image has
         present = truth.any(0).nonzero()[:, 0].tolist()
+        actual, predicted = ([_joined(row, class_names) for row in rows] for rows in (truth, decided))
         return cls(
-            paths=tuple(item.name for item in items),
-            actual=tuple(_joined(row, class_names) for row in truth),
-            predicted=tuple(_joined(row, class_names) for row in decided),
-            confidence=tuple(best.values.tolist()),
+            **vars(scored(items, [(predicted, best.values.tolist())], actual)),
             hits=tuple(torch.where(truth.any(-1), first, ~decided.any(-1)).tolist()),
             average_precision={
                 class_names[label]: float(
@@ -66,7 +64,6 @@ class MultiLabelScores(Scores):
                 for label in present
             },
             influences=tuple(_influences(probabilities[:, present], truth[:, present]).tolist()),
-            groups=tuple(item.kept_with for item in items),
             probabilities=probabilities,
             truth=truth,
         )

@@ -18,7 +18,7 @@ from adapt.data.item import Item
 from adapt.evaluation import intervals
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.intervals import Interval
-from adapt.evaluation.scores import Scores
+from adapt.evaluation.scores import Scores, scored
 from adapt.methods.base import Encoded, ImageStep
 from adapt.models.base import evaluating
 from adapt.models.dual_encoder import AdaptedModel
@@ -129,14 +129,9 @@ def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -
     best = logits.softmax(-1).max(-1)
     predicted = [texts[number] for number in best.indices.tolist()]
     own = [[texts[number] for number in row.nonzero()[:, 0].tolist()] for row in belongs]
-    return RetrievalScores(
-        paths=tuple(images),
-        actual=tuple(text if text in theirs else theirs[0] for text, theirs in zip(predicted, own, strict=True)),
-        predicted=tuple(predicted),
-        confidence=tuple(best.values.tolist()),
-        groups=tuple(item.kept_with for item in images.values()),
-        **recalled,
-    )
+    actual = [text if text in theirs else theirs[0] for text, theirs in zip(predicted, own, strict=True)]
+    scores = scored(list(images.values()), [(predicted, best.values.tolist())], actual)
+    return RetrievalScores(**vars(scores), **recalled)
 
 
 def linked(items: Sequence[Item], features: Tensor, recalled: dict[str, Any]) -> LinkedScores:
@@ -154,14 +149,9 @@ def linked(items: Sequence[Item], features: Tensor, recalled: dict[str, Any]) ->
         cosines += best.values.clamp_min(0).tolist()
         nearest += best.indices.tolist()
     entity = [item.unit or item.name for item in items]
-    return LinkedScores(
-        paths=tuple(items[number].name for number in queries),
-        actual=tuple(entity[number] for number in queries),
-        predicted=tuple(entity[number] for number in nearest),
-        confidence=tuple(cosines),
-        groups=tuple(items[number].kept_with for number in queries),
-        **recalled,
-    )
+    actual, predicted = ([entity[number] for number in numbers] for numbers in (queries, nearest))
+    scores = scored([items[number] for number in queries], [(predicted, cosines)], actual)
+    return LinkedScores(**vars(scores), **recalled)
 
 
 def hits(logits: Tensor, belongs: Tensor) -> dict[str, Tensor]:

@@ -205,16 +205,9 @@ def _begin(numbers: SimpleQueue[int]) -> None:
 
 def _measure(run: PlannedRun, out: Path, threads: int, track: Track, files: Sequence[Path] = ()) -> Row:
     """Load the plug-in `files`, compute a run in this process with `threads` threads, and return the row of results."""
-    import torch
-
     methods.run_plugins(files)
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with devices.threads(threads):
         return measure(run, out, track)
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Jobs:

@@ -101,9 +101,11 @@ def base_to_new(recipe: Recipe, seeds: Sequence[int]) -> Protocol:
     new = Target("new", recipe.data.model_copy(update={"classes": "new"}))
     on_base = changed(recipe, data={"classes": "base"})
     runs = tuple(PlannedRun(f"seed-{one.seed}", one, "base", (new,)) for one in _seeded(on_base, seeds))
-    return Protocol(
-        "base_to_new", recipe, runs, ("base", "new"), lambda mean: {"harmonic": harmonic(mean["base"], mean["new"])}
-    )
+
+    def harmonic(mean: Figures) -> Figures:
+        return {"harmonic": float(statistics.harmonic_mean([mean["base"], mean["new"]]))}
+
+    return Protocol("base_to_new", recipe, runs, ("base", "new"), harmonic)
 
 
 def transfer(name: str, recipe: Recipe, targets: Sequence[Target], seeds: Sequence[int]) -> Protocol:
@@ -199,11 +201,6 @@ def sweep(recipe: Recipe, settings: Mapping[str, Sequence[object]], seeds: Seque
     if len({run.name for run in runs}) < len(runs):
         raise AdaptError(f"a value of the sweep appears twice: give different values for {', '.join(settings)}")
     return Protocol("sweep", recipe, tuple(runs), ("test",))
-
-
-def harmonic(base: float, new: float) -> float:
-    """Return the harmonic mean of two accuracies, or 0 if either accuracy is 0."""
-    return 2 * base * new / (base + new) if base and new else 0.0
 
 
 def _seeded(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby, product
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import harmonic_mean, mean, stdev
 from typing import Literal, NamedTuple
 
 from adapt.common.errors import AdaptError, nearest
@@ -21,7 +21,7 @@ from adapt.common.grouping import grouped
 from adapt.common.shown import csv_text
 from adapt.evaluation import stored
 from adapt.protocols.papers import FEW_NORMAL, averages_for, data_set, figures_for
-from adapt.protocols.protocol import ANOMALY_FIGURES, Figures, Results, harmonic
+from adapt.protocols.protocol import ANOMALY_FIGURES, Figures, Results
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
 _SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
@@ -276,7 +276,7 @@ class _Case(NamedTuple):
 
     def joined(self, figures: Sequence[float]) -> float:
         """Return the value of a case whose figures have the values `figures`."""
-        return figures[0] if len(figures) == 1 else harmonic(*figures)
+        return figures[0] if len(figures) == 1 else float(harmonic_mean(figures))
 
     def value(self, sets: Sequence[_Raw]) -> Value | str:
         """Return the average over data sets, with the deviation of the seeds' averages; "" if a set has no figure.

@@ -18,7 +18,7 @@ from adapt import tasks
 from adapt.backbones.base import outside_inference_mode
 from adapt.backbones.load import load_backbone
 from adapt.common import plain
-from adapt.common.devices import described
+from adapt.common.devices import described, threads
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.data.bags import has_bags
@@ -235,9 +235,8 @@ def repeat(
     Raises AdaptError if the adapter does not say how it was trained, if the data, the backbone or the adapter that it
     started from is not here, and the errors of training.
     """
-    file, threads, (recipe, split) = first.file, torch.get_num_threads(), _recorded(first, changes)
-    try:
-        torch.set_num_threads(max(1, plain.within(first.machine, "threads", kind=int) or threads))
+    file, (recipe, split) = first.file, _recorded(first, changes)
+    with threads(max(1, plain.within(first.machine, "threads", kind=int) or torch.get_num_threads())):
         with outside_inference_mode():
             plan = plan_recipe(recipe, decodable(split, recipe, progress))
             model = plan.model
@@ -261,8 +260,6 @@ def repeat(
             return found
         both = (load(each, model.backbone) for each in (file, out))
         return found.answered(*(evaluate(each, plan.test_set, cache=recipe.cache) for each in both))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _recorded(first: Provenance, changes: Iterable[Override]) -> tuple[Recipe, Split]:

@@ -19,7 +19,7 @@ from adapt import AdaptError, methods
 from adapt.data import Split
 from adapt.data.item import items_id
 from adapt.protocols import protocol as protocols
-from adapt.protocols.protocol import harmonic, run_protocol, summaries
+from adapt.protocols.protocol import run_protocol, summaries
 from adapt.recipe import Recipe, build_recipe
 from adapt.training.run_recipe import read_data
 
@@ -119,8 +119,9 @@ def test_one_seed_has_no_spread(recipe: Recipe) -> None:
     ("base", "new", "expected"),
     [(69.34, 74.22, 71.70), (82.69, 63.22, 71.66), (84.26, 76.10, 79.97), (0.0, 50.0, 0.0), (50.0, 0.0, 0.0)],
 )
-def test_harmonic_means_of_the_papers(base: float, new: float, expected: float) -> None:
-    assert harmonic(base, new) == pytest.approx(expected, abs=0.005)
+def test_harmonic_means_of_the_papers(recipe: Recipe, base: float, new: float, expected: float) -> None:
+    derived = protocols.base_to_new(recipe, (1,)).derive({"base": base, "new": new})
+    assert derived == {"harmonic": pytest.approx(expected, abs=0.005)}
 
 
 def test_a_finished_protocol_is_read_again(

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from adapt import AdaptError
 from adapt.data.readers import published as data_sets
 from adapt.protocols import papers as published
-from adapt.protocols.protocol import PAPERS_TARGETS, harmonic
+from adapt.protocols.protocol import PAPERS_TARGETS
 from adapt.protocols.reproduction import ZERO_SHOT_TOLERANCE
 from adapt.protocols.tables import as_csv, as_markdown, as_text, read_results, table, titles
 
@@ -23,7 +24,7 @@ METHODS = ("CLIP zero-shot", "CoOp", "CoCoOp", "MaPLe", "PromptSRC")
 
 def halves(base: float = 0.8, source: str = "emoji", runs: int = 3, **method: Any) -> dict[str, Any]:
     """Base-to-new results, as far as a table reads them."""
-    figures = {"base": base, "new": 0.4, "harmonic": harmonic(base, 0.4)}
+    figures = {"base": base, "new": 0.4, "harmonic": harmonic_mean([base, 0.4])}
     summary = {
         "shots": 16,
         "runs": runs,
