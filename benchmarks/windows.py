@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import adapt
 from adapt.backbones.box_texts import Edges
 from adapt.common.grouping import grouped
+from adapt.data.item import labels_of
 from adapt.evaluation.boxes import HALF, average_precision, matched, overlaps
 from adapt.models.windows import SURE, windows
+from adapt.tasks.boxes import BoxLabel
 from benchmarks.measure import Row
 
 CLASSIFIERS = ("mini-clip", "mini-clip-half")
@@ -23,22 +25,25 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     Beside them are those of all windows, if it were known which to take: the most that windows can reach.
     """
     questions = adapt.data.load("emoji-boxes").test
-    scenes = dict([*grouped((item.path, item.label) for item in questions).items()][:SCENES])
-    names = sorted({item.label.name for item in questions})
-    true = [(path, label.name, label.boxes) for path, labels in scenes.items() for label in labels if label.boxes]
+    labels = labels_of(questions, BoxLabel)
+    of_scene = grouped(zip((item.path for item in questions), labels, strict=True))
+    scenes = dict([*of_scene.items()][:SCENES])
+    names = sorted({label.name for label in labels})
+    true = [(path, label.name, label.boxes) for path, asked in scenes.items() for label in asked]
     for name in CLASSIFIERS:
         progress(f"{name}, {len(scenes)} scenes")
         model = adapt.wrap(adapt.load_backbone(name, "cpu"), adapt.methods.ZeroShot(), names)
         found = [(path, each.boxes or ()) for path, each in zip(scenes, model.find(list(scenes), LEAST), strict=True)]
         yield _row(name, true, found)
-    size = questions[0].label.size
-    best = [float(overlaps(boxes, [*windows(*size)]).max(1).values.min()) for _, _, boxes in true]
+    best = [float(overlaps(boxes, [*windows(*labels[0].size)]).max(1).values.min()) for _, _, boxes in true]
     share = sum(each >= HALF for each in best) / len(best)
     yield {"case": "the best windows", "text": f"{100 * share:.1f} % of the questions have all boxes at IoU 0.5"}
 
 
 def _row(case: str, true: list[tuple[str, str, tuple[Edges, ...]]], found: list[tuple[str, Any]]) -> Row:
-    pairs = {(path, name): (boxes, [], []) for path, name, boxes in true}
+    pairs: dict[tuple[str, str], tuple[Sequence[Edges], list[Edges], list[float]]] = {
+        (path, name): (boxes, [], []) for path, name, boxes in true
+    }
     for path, boxes in found:
         for box in boxes:
             _, edges, sure = pairs.setdefault((path, box.name), ((), [], []))
