@@ -32,6 +32,10 @@ def chat(
     ] = (),
     max_tokens: Annotated[int, Option("Maximum number of tokens in an answer.", min=1)] = 64,
     beams: Annotated[int, Option("Beams of the beam search for an answer.", min=1)] = 1,
+    index: Annotated[
+        Path | None, "Index of texts or pairs, whose entries nearest to IMAGES stand before the first question."
+    ] = None,
+    k: Annotated[int, Option("With --index: entries before the question.", min=1)] = 3,
     at_use: common.AtUse = (),
     backbone: common.OfAdapter = None,
     device: common.RunsOn = AUTO,
@@ -46,18 +50,27 @@ def chat(
       adapt chat runs/chats photo.png
       adapt chat runs/chats before.png after.png --question "what has changed?"
       adapt chat runs/vlora photo.png --question "what is it?" --question "how many?"
+      adapt chat runs/retrieved photo.png --index known.safetensors
     """
     with common.quiet_libraries():
         from adapt.data.decoding.images import check_image, open_image
+        from adapt.retrieval.index import load_index
+        from adapt.retrieval.passages import Retriever
 
         if not all(question.strip() for question in questions):
             raise AdaptError("a --question is empty: give a text")
         for image in images:
             check_image(image)  # before the model is loaded, which takes time
+        known = None if index is None else Retriever(load_index(index), device)
         model = common.load_adapter(adapter, backbone, device)
         common.set_at_use(model, at_use)
         pictures = [open_image(image, turned=model.backbone.preprocess.turned) for image in images]
-        answer = _answering(adapter, model, pictures, {"max_new_tokens": max_tokens, "num_beams": beams})
+
+        def begun(question: str) -> Chat:
+            asked = Chat.about(question, images=len(pictures))
+            return asked if known is None else known.before(asked, known.nearest(asked, [*map(str, images)], k))
+
+        answer = _answering(adapter, model, pictures, begun, {"max_new_tokens": max_tokens, "num_beams": beams})
         for question in questions:
             click.echo(f"{question}  {_lines(answer(question))}")
         if not questions:
@@ -71,7 +84,11 @@ def chat(
 
 
 def _answering(
-    adapter: Path, model: Model, pictures: Sequence[Image.Image], settings: dict[str, int]
+    adapter: Path,
+    model: Model,
+    pictures: Sequence[Image.Image],
+    begun: Callable[[str], Chat],
+    settings: dict[str, int],
 ) -> Callable[[str], str]:
     """Return a function from a question to its answer in words. Raises AdaptError for a model that has none."""
     from adapt.models.base import is_native
@@ -81,7 +98,7 @@ def _answering(
         turns: list[Chat] = []  # the conversation so far, which is remembered
 
         def answer(question: str) -> str:
-            asked = turns[-1].asked(question) if turns else Chat.about(question, images=len(pictures))
+            asked = turns[-1].asked(question) if turns else begun(question)
             text = model.chat(asked, pictures, **settings).text
             turns.append(asked.answered(text))
             return text
@@ -91,7 +108,7 @@ def _answering(
         raise AdaptError(f"{adapter} is for a {model.backbone.kind}, which cannot chat: use `adapt predict`")
     if len(pictures) != 1:
         raise AdaptError(f"{adapter} answers about one image at a time, and {len(pictures)} are given: give one")
-    return lambda question: model.answer(pictures[0], question, **settings).text
+    return lambda question: model.answer(pictures[0], begun(question).turns[0].text, **settings).text
 
 
 def _lines(answer: str) -> str:
