@@ -32,10 +32,8 @@ def chat(
     ] = (),
     max_tokens: Annotated[int, Option("Maximum number of tokens in an answer.", min=1)] = 64,
     beams: Annotated[int, Option("Beams of the beam search for an answer.", min=1)] = 1,
-    index: Annotated[
-        Path | None, "Index of texts or pairs, whose entries nearest to IMAGES stand before the first question."
-    ] = None,
-    k: Annotated[int, Option("With --index: entries before the question.", min=1)] = 3,
+    index: Annotated[Path | None, "Index whose entries nearest to IMAGES stand before the first question."] = None,
+    k: Annotated[int, Option("Number of these entries.", min=1)] = 3,
     at_use: common.AtUse = (),
     backbone: common.OfAdapter = None,
     device: common.RunsOn = AUTO,

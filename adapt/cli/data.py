@@ -346,13 +346,7 @@ def retrieve(
     index: Annotated[Path, "Index of texts, or of pairs with the passage as entity, made by `adapt index`."],
     k: Annotated[int, Option("Passages before a question.", min=1, max=100)] = 3,
     right: Annotated[
-        float | None,
-        Option(
-            "Noise: share of training conversations with the right passage among wrong ones; the others get wrong ones "
-            "alone.  [default: no noise, the nearest]",
-            min=0,
-            max=1,
-        ),
+        float | None, Option("Noise in training: share of right passages among wrong ones.", min=0, max=1)
     ] = None,
     seed: Annotated[int, Option("Seed for the wrong passages and the order.", min=0)] = 0,
     out: Annotated[Path, "JSONL file of conversations to write."],
@@ -360,8 +354,9 @@ def retrieve(
 ) -> None:
     """Write the conversations or questions of SOURCE with the passages of an index nearest to their images (RoRA-VLM).
 
-    They stand before the first question, which finds them if there is no image. The right passage is the nearest one
-    that contains the answer. Val and test have no noise: their passages are those that `adapt chat --index` finds.
+    They stand before the first question, which finds them if there is no image. With --right, a training conversation
+    gets its right passage, the nearest that contains the answer, in this share among wrong ones, or else wrong ones
+    alone. Val and test have the passages that `adapt chat --index` finds.
 
     \b
     Example:

@@ -57,7 +57,8 @@ class Retriever:
         """
         question = next(turn.text for turn in chat.turns if turn.role == "user")
         encoded = index_images(self.model, images) if images else index_texts(self.model, [question])
-        return self.index.nearest(encoded.features.mean(0, keepdim=True), count)[1][0].tolist()
+        _, [places] = self.index.nearest(encoded.features.mean(0, keepdim=True), count)
+        return list(map(int, places))
 
     def before(self, chat: Chat, places: Sequence[int]) -> Chat:
         """Return a conversation with the entries at `places`, numbered, before its first question."""
@@ -75,8 +76,8 @@ class Retriever:
 
         if (found := next(filter(contains, nearest), None)) is None:
             return []
-        [near] = self.index.nearest(self.index.features[found : found + 1], MOST)[1].tolist()
-        wrong = [place for place in near if not contains(place)][: 4 * count]
+        _, [near] = self.index.nearest(self.index.features[found : found + 1], MOST)
+        wrong = [place for place in near.tolist() if not contains(place)][: 4 * count]
         places = draw.sample(wrong, min(count, len(wrong)))
         if draw.random() < right:
             places[:1] = [found]

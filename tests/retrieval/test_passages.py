@@ -20,7 +20,14 @@ from adapt.models.native_vlm import ChatModel
 from adapt.retrieval.index import Index, IndexHeader, index_texts, load_index
 from adapt.retrieval.passages import Retriever
 
-NAMES = {"goat": "rose", "lion": "milky", "owl": "phoenix", "pineapple": "tokyo", "helicopter": "liberty", "cactus": "sunny"}
+NAMES = {
+    "goat": "rose",
+    "lion": "milky",
+    "owl": "phoenix",
+    "pineapple": "tokyo",
+    "helicopter": "liberty",
+    "cactus": "sunny",
+}
 FACTS = [f"the {thing} is called {name}." for thing, name in NAMES.items()]
 
 
@@ -113,7 +120,17 @@ def test_a_chat_reads_what_training_reads(folder: Path, retriever: Retriever, mo
     monkeypatch.setattr(ChatModel, "chat", keep)
     model = adapt.wrap(adapt.load_backbone("mini-vlm"), adapt.methods.LoRA(towers=("decoder",), dropout=0), ())
     model.save(folder / "run")
-    words = ("chat", folder / "run", folder / "7.png", "--question", "what name?", "--question", "why?", "--max-tokens", "3")
+    words = (
+        "chat",
+        folder / "run",
+        folder / "7.png",
+        "--question",
+        "what name?",
+        "--question",
+        "why?",
+        "--max-tokens",
+        "3",
+    )
     result = CliRunner().invoke(main, [*map(str, words), "--index", str(folder / "known.safetensors")])
     assert result.exit_code == 0, result.output
     [test] = load(str(folder / "use.jsonl")).test
@@ -129,5 +146,5 @@ def test_what_holds_no_passages_is_refused(folder: Path, retriever: Retriever) -
         Retriever(
             Index(IndexHeader(**vars(header) | {"adapter": "9"}), retriever.index.entries, retriever.index.features)
         )
-    with pytest.raises(AdaptError, match=r"emoji-preferences has pairs of answers .*: give conversations, or questions"):
+    with pytest.raises(AdaptError, match=r"preferences has pairs of answers .*: give conversations, or questions"):
         retriever.rows(load("emoji-preferences"), 3)
