@@ -11,6 +11,7 @@ published, and this is our reading of the abstract:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 from adapt.backbones.load import load_backbone
@@ -19,6 +20,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.progress import Progress
 from adapt.common.shown import brief
+from adapt.data.item import Item
 from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.split import Split
 from adapt.evaluation.free_text import normalised
@@ -26,8 +28,6 @@ from adapt.evaluation.perplexity import rows_of_chats
 from adapt.models.image_model import ImageModel
 from adapt.models.unadapted import unadapted
 from adapt.retrieval.index import Index, index_images, index_texts
-from adapt.tasks.conversations import Conversation
-from adapt.tasks.questions import QuestionLabel
 
 MOST = 100  # passages, and nearest entries among which the right one and its neighbours are looked for
 
@@ -92,7 +92,8 @@ class Retriever:
         Passages are the nearest ones or, with `right`, those of `noisy` in training conversations whose answer an entry
         contains; the key `source` of a row says which. Raises AdaptError for data of other tasks.
         """
-        if split.task.label_type not in (Conversation, QuestionLabel):
+        first = next(split.items())
+        if "question" not in first.label.columns or len(first.task.chats(first, "")) > 1:
             raise AdaptError(f"{split.name} has {split.task.items_are}: give conversations, or questions about images")
         rows, draw, total = list[JsonObject](), Random(seed), len(list(split.items()))
         for part, items in (("train", split.train), ("val", split.val), ("test", split.test)):
@@ -101,8 +102,8 @@ class Retriever:
                 nearest = self.nearest(chat, item.paths, MOST)
                 if right is not None and part == "train":
                     noisy = self.noisy(nearest, chat.answer, count, right, draw)
-                informed = item.labelled(Conversation(self.before(chat, noisy or nearest[:count])))
-                [row] = rows_of_chats([informed], part, split.root, "")
+                informed = Item.of(chat=self.before(chat, noisy or nearest[:count]))
+                [row] = rows_of_chats([replace(informed, paths=item.paths)], part, split.root, "")
                 rows.append(row | {"source": {"noise": bool(noisy), "k": count, "right": right, "seed": seed}})
                 if progress is not None:
                     progress(len(rows), total)
