@@ -74,15 +74,15 @@ class Chat:
         """Return the conversation with `answer` as its next turn."""
         return replace(self, turns=(*self.turns, Turn("assistant", (answer,))))
 
-    def described(self, description: str) -> Chat:
-        """Return the conversation with a description of its image behind the images that begin its first question.
+    def with_context(self, title: str, context: str) -> Chat:
+        """Return the conversation with a titled text behind the images that begin its first question.
 
-        If that begins with words, the description comes before everything (STIC's form, `stic/add_des_to_data.py`).
+        If that begins with words, the text comes before everything, as STIC's descriptions (`stic/add_des_to_data.py`).
         """
         place = next(place for place, turn in enumerate(self.turns) if turn.role == "user")
         parts = self.turns[place].parts
         images = next((at for at, part in enumerate(parts) if part is not IMAGE), len(parts))
-        text = f"Image description:\n{description}\n\n"
+        text = f"{title}:\n{context}\n\n"
         rest = parts[images:]
         if images and rest and str(rest[0]).startswith("\n"):  # the line break of an image's mark stays with it
             text, rest = f"\n{text}", (str(rest[0])[1:], *rest[1:])

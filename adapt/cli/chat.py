@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from adapt.models.wrap import Model
 
+_ENTRIES = 3  # of an index before a question, unless another number is asked for
+
 
 @command()
 def chat(
@@ -32,6 +34,8 @@ def chat(
     ] = (),
     max_tokens: Annotated[int, Option("Maximum number of tokens in an answer.", min=1)] = 64,
     beams: Annotated[int, Option("Beams of the beam search for an answer.", min=1)] = 1,
+    index: Annotated[Path | None, "Index whose entries nearest to IMAGES stand before the first question."] = None,
+    k: Annotated[int | None, Option("Number of these entries.  [default: 3]", min=1)] = None,
     at_use: common.AtUse = (),
     backbone: common.OfAdapter = None,
     device: common.RunsOn = AUTO,
@@ -46,17 +50,30 @@ def chat(
       adapt chat runs/chats photo.png
       adapt chat runs/chats before.png after.png --question "what has changed?"
       adapt chat runs/vlora photo.png --question "what is it?" --question "how many?"
+      adapt chat runs/retrieved photo.png --index known.safetensors
     """
     from adapt.data.decoding.images import check_image, open_image
+    from adapt.retrieval.index import load_index
+    from adapt.retrieval.passages import Retriever
 
     if not all(question.strip() for question in questions):
         raise AdaptError("a --question is empty: give a text")
+    if index is None and k is not None:
+        raise AdaptError("--k is a number of entries of an index: give --index, or leave --k out")
     for image in images:
         check_image(image)  # before the model is loaded, which takes time
+    known = None if index is None else Retriever(load_index(index), device)
     model = common.load_adapter(adapter, backbone, device)
     common.set_at_use(model, at_use)
     pictures = [open_image(image, turned=model.backbone.preprocess.turned) for image in images]
-    answer = _answering(adapter, model, pictures, {"max_new_tokens": max_tokens, "num_beams": beams})
+
+    def begun(question: str) -> Chat:
+        asked = Chat.about(question, images=len(pictures))
+        if known is None:
+            return asked
+        return known.before(asked, known.nearest(asked, [*map(str, images)], k or _ENTRIES))
+
+    answer = _answering(adapter, model, pictures, begun, {"max_new_tokens": max_tokens, "num_beams": beams})
     for question in questions:
         click.echo(f"{question}  {_lines(answer(question))}")
     if not questions:
@@ -70,7 +87,11 @@ def chat(
 
 
 def _answering(
-    adapter: Path, model: Model, pictures: Sequence[Image.Image], settings: dict[str, int]
+    adapter: Path,
+    model: Model,
+    pictures: Sequence[Image.Image],
+    begun: Callable[[str], Chat],
+    settings: dict[str, int],
 ) -> Callable[[str], str]:
     """Return a function from a question to its answer in words. Raises AdaptError for a model that has none."""
     from adapt.models.base import is_native
@@ -80,7 +101,7 @@ def _answering(
         turns: list[Chat] = []  # the conversation so far, which is remembered
 
         def answer(question: str) -> str:
-            asked = turns[-1].asked(question) if turns else Chat.about(question, images=len(pictures))
+            asked = turns[-1].asked(question) if turns else begun(question)
             text = model.chat(asked, pictures, **settings).text
             turns.append(asked.answered(text))
             return text
@@ -90,7 +111,7 @@ def _answering(
         raise AdaptError(f"{adapter} is for a {model.backbone.kind}, which cannot chat: use `adapt predict`")
     if len(pictures) != 1:
         raise AdaptError(f"{adapter} answers about one image at a time, and {len(pictures)} are given: give one")
-    return lambda question: model.answer(pictures[0], question, **settings).text
+    return lambda question: model.answer(pictures[0], begun(question).turns[0].text, **settings).text
 
 
 def _lines(answer: str) -> str:

@@ -1,4 +1,4 @@
-"""`adapt data`: `list`, `check`, `show`, `match`, `filter`, `describe` and `pairs`"""
+"""`adapt data`: `list`, `check`, `show`, `match`, `filter`, `retrieve`, `describe` and `pairs`"""
 
 from __future__ import annotations
 
@@ -314,6 +314,44 @@ def filter_by_perplexity(
         f"{out}  {len(kept):,} of {len(values):,} training items, of perplexity up to {most:.3g}; the root of their "
         f"images is {split.root}"
     )
+
+
+@command(short_help="Put passages from an index before questions.", group=data)
+def retrieve(
+    source: str,
+    folder: _Folder = None,
+    *,
+    root: common.Root = None,
+    index: Annotated[Path, "Index of texts, or of pairs with the passage as entity, made by `adapt index`."],
+    k: Annotated[int, Option("Passages before a question.", min=1, max=100)] = 3,
+    right: Annotated[
+        float | None, Option("Noise in training: share of right passages among wrong ones.", min=0, max=1)
+    ] = None,
+    seed: Annotated[int, Option("Seed for the wrong passages and the order.", min=0)] = 0,
+    out: Annotated[Path, "JSONL file of conversations to write."],
+    device: common.RunsOn = AUTO,
+) -> None:
+    """Write the conversations or questions of SOURCE with the passages of an index nearest to their images (RoRA-VLM).
+
+    They stand before the first question, which finds them if there is no image. With --right, a training conversation
+    gets its right passage, the nearest that contains the answer, in this share among wrong ones, or else wrong ones
+    alone. Val and test have the passages that `adapt chat --index` finds.
+
+    \b
+    Example:
+      adapt data retrieve chats.jsonl --index known.safetensors --right 0.8 --out retrieved.jsonl
+    """
+    from adapt.retrieval.index import load_index
+    from adapt.retrieval.passages import Retriever
+
+    check_free(out, "file")
+    split = load(source, _root(folder, root))
+    _check_files(split)
+    with counting_bar("searching", True) as bar:
+        rows = Retriever(load_index(index), device).rows(split, k, right, seed, bar)
+    write_text(out, "".join(f"{plain.dump(row)}\n" for row in rows))
+    noisy = sum(row["source"]["noise"] for row in rows)
+    click.echo(f"{out}  {len(rows):,} conversations, {noisy:,} of them with noise; their root is {split.root}")
 
 
 class _Made(TypedDict):

@@ -383,7 +383,7 @@ class ChatModel(Adapted[NativeVLM]):
                 plain.generate(own, prompts, max_new_tokens=max_new_tokens, merge=merge, **options) if seen else ()
             )
             for place, answer in zip(seen, answers, strict=True):
-                asked[place] = asked[place].described(answer.text)
+                asked[place] = asked[place].with_context("Image description", answer.text)
         if mode := at_use.debias:
             if settings["do_sample"]:
                 raise AdaptError("debiased answers cannot be sampled: leave out do_sample, or debias")

@@ -122,12 +122,12 @@ def test_an_image_is_described_before_a_question(
     """By the same model, whose description stands in the question."""
     plain = model.generate([[]], ["why?"], max_new_tokens=4)
     said = model.answer(folder / "1.png", "Describe the image.", max_new_tokens=4).text
-    direct = model.chat(Chat.about("what is it?").described(said), [folder / "1.png"], max_new_tokens=4)
+    direct = model.chat(Chat.about("what is it?").with_context("Image description", said), [folder / "1.png"], max_new_tokens=4)
     monkeypatch.setattr(model, "at_use", model.at_use)
     model.set_at_use(describe="Describe the image.")
     assert model.answer(folder / "1.png", "what is it?", max_new_tokens=4) == direct
     assert model.generate([[]], ["why?"], max_new_tokens=4) == plain  # there is nothing to describe
-    [turn] = Chat.about("what is it?").described("a dog").turns
+    [turn] = Chat.about("what is it?").with_context("Image description", "a dog").turns
     assert turn.parts == (None, "Image description:\na dog\n\n", "what is it?")
 
 

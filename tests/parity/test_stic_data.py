@@ -27,7 +27,7 @@ def test_damage_and_descriptions() -> None:
             Turn("user" if each["from"] == "human" else "assistant", _parts(each["value"]))
             for each in row["conversations"]
         ]
-        chat = Chat(tuple(turns)).described(description)
+        chat = Chat(tuple(turns)).with_context("Image description", description)
         values = ["".join("<image>" if part is IMAGE else part for part in turn.parts) for turn in chat.turns]
         rows.append(
             {
