@@ -122,7 +122,8 @@ def test_an_image_is_described_before_a_question(
     """By the same model, whose description stands in the question."""
     plain = model.generate([[]], ["why?"], max_new_tokens=4)
     said = model.answer(folder / "1.png", "Describe the image.", max_new_tokens=4).text
-    direct = model.chat(Chat.about("what is it?").with_context("Image description", said), [folder / "1.png"], max_new_tokens=4)
+    described = Chat.about("what is it?").with_context("Image description", said)
+    direct = model.chat(described, [folder / "1.png"], max_new_tokens=4)
     monkeypatch.setattr(model, "at_use", model.at_use)
     model.set_at_use(describe="Describe the image.")
     assert model.answer(folder / "1.png", "what is it?", max_new_tokens=4) == direct
