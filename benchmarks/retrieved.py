@@ -61,7 +61,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
                     made.write_text("\n".join(map(dump, known.rows(split, passages, 1.0, seed))))
                     model = _trained(load(made), seed)
                 for wrong in range(WRONG + 1):
-                    asked = [_informed(other, item, wrong + 1, Random(item.path)) for item in tests]
+                    asked = [_informed(other, item, wrong + 1, Random(Path(item.path).name)) for item in tests]
                     rights[case][f"{wrong} wrong"].append(right(model, asked))
                 found = [_informed(other, item, WRONG + 1) for item in tests]
                 rights[case][f"the {WRONG + 1} nearest"].append(right(model, found))

@@ -53,8 +53,6 @@ def chat(
       adapt chat runs/retrieved photo.png --index known.safetensors
     """
     from adapt.data.decoding.images import check_image, open_image
-    from adapt.retrieval.index import load_index
-    from adapt.retrieval.passages import Retriever
 
     if not all(question.strip() for question in questions):
         raise AdaptError("a --question is empty: give a text")
@@ -62,7 +60,12 @@ def chat(
         raise AdaptError("--k is a number of entries of an index: give --index, or leave --k out")
     for image in images:
         check_image(image)  # before the model is loaded, which takes time
-    known = None if index is None else Retriever(load_index(index), device)
+    known = None
+    if index is not None:
+        from adapt.retrieval.index import load_index
+        from adapt.retrieval.passages import Retriever
+
+        known = Retriever(load_index(index), device)
     model = common.load_adapter(adapter, backbone, device)
     common.set_at_use(model, at_use)
     pictures = [open_image(image, turned=model.backbone.preprocess.turned) for image in images]

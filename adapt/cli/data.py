@@ -325,7 +325,8 @@ def retrieve(
     index: Annotated[Path, "Index of texts, or of pairs with the passage as entity, made by `adapt index`."],
     k: Annotated[int, Option("Passages before a question.", min=1, max=100)] = 3,
     right: Annotated[
-        float | None, Option("Noise in training: share of right passages among wrong ones.", min=0, max=1)
+        float | None,
+        Option("Noise in training: wrong passages, with the right one among them in this share.", min=0, max=1),
     ] = None,
     seed: Annotated[int, Option("Seed for the wrong passages and the order.", min=0)] = 0,
     out: Annotated[Path, "JSONL file of conversations to write."],
@@ -350,8 +351,8 @@ def retrieve(
     with counting_bar("searching", True) as bar:
         rows = Retriever(load_index(index), device).rows(split, k, right, seed, bar)
     write_text(out, "".join(f"{plain.dump(row)}\n" for row in rows))
-    noisy = sum(row["source"]["noise"] for row in rows)
-    click.echo(f"{out}  {len(rows):,} conversations, {noisy:,} of them with noise; their root is {split.root}")
+    drawn = sum(row["source"]["drawn"] for row in rows)
+    click.echo(f"{out}  {len(rows):,} conversations, {drawn:,} of them with drawn passages; their root is {split.root}")
 
 
 class _Made(TypedDict):

@@ -206,7 +206,7 @@ def predict(
 
     asked = top_k, threshold, False, question, of_items, together, at_a_time, explain, sets
     query, drawn = Query(*asked, maps=maps is not None, boxes=boxes), None
-    windows: list[tuple[Windows, list[Window]]] = []  # of each adapter, with those that were compared
+    watched: list[tuple[Windows, list[Window]]] = []  # of each adapter, with those that were compared
     if vocabulary_free is not None:
         answers = _by_captions(vocabulary_free, backbone, device, query, opened)
     else:
@@ -236,9 +236,9 @@ def predict(
         if any(model.watch is not None for model in models):
             from adapt.models import watch
 
-            windows = [(watch.Windows(model.watch, at_once=_AT_ONCE), []) for model in models]
+            watched = [(watch.Windows(model.watch, at_once=_AT_ONCE), []) for model in models]
             if of_items or together or boxes or (explain and maps is None):  # maps of reasons are of images
-                click.echo("warning: the watch sees single images alone, and none of these answers", err=True)
+                click.echo("warning: the watch sees whole single images alone, and none of these answers", err=True)
     for number, (answer, reasons) in enumerate(answers):
         first = read[number][0]
         if of_items:
@@ -248,11 +248,11 @@ def predict(
         if drawn is not None:
             answer = [drawn.write(first.path.stem, answer[0])]
         write(first.item or first.called, answer, reasons)
-        for (own, compared), each in zip(windows, answer):
+        for (own, compared), each in zip(watched, answer):
             compared += own.add(each.sighting, first.called)
     if drawn is not None:
         drawn.finish()
-    for name, (own, compared) in zip(adapters, windows):
+    for name, (own, compared) in zip(adapters, watched):
         compared += own.rest()
         if any(window.alarm for window in compared):
             of_adapter = f"{shown(hub.spelled(name))}: " * (len(adapters) > 1)

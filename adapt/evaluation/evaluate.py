@@ -54,7 +54,8 @@ def by_language(
     """Yield each language, with the scores of a dual encoder by its names of classes, and by the data's own names.
 
     Both are of the classes that the language names and of their images alone, so that languages differ in what is
-    asked. Raises AdaptError for another kind of model, and unless classes have one translation each.
+    asked. Raises AdaptError for another kind of model, for a language that names all classes of no image, and
+    unless each class has one translation, of its own.
     """
     classes = {name for item in items for name in item.class_names}
     named = [each for each in translations if each.text in classes and "language" in each.label.columns]
@@ -71,6 +72,8 @@ def by_language(
             if count > 1:
                 raise AdaptError(f"{language!r} calls {count} classes {name!r}: give each a name of its own")
         kept = [item for item in items if names.keys() >= {*item.class_names}]
+        if not kept:
+            raise AdaptError(f"{language!r} names all classes of no image: give translations of more classes")
         renamed = [item.renamed(names) for item in kept]
         translated = evaluate(model.with_classes([*names.values()]), renamed, cache=cache)
         yield language, translated, evaluate(model.with_classes([*names]), kept, cache=cache)

@@ -67,7 +67,7 @@ class PatchMemoryConfig(MethodConfig):
     coreset: float | None = Field(default=None, gt=0, lt=1)
     """The share of the patches that the memory keeps, far from each other (PatchCore: 0.1); by default, all."""
     megabytes: float | None = Field(default=None, gt=0)
-    """The size that the memory may have; a larger one is reduced to a coreset of that size."""
+    """The size in MiB that the memory may have, of at least one patch; a larger one is reduced to a coreset."""
     false_alarms: float | None = Field(default=None, gt=0, lt=1)
     """The share of good images that may be called abnormal; by default 0.05, or the least that the images can promise
     if that is more."""
@@ -123,9 +123,9 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
             kept = min(kept, max(1, int(config.megabytes * 2**20 / (width * KEPT_AS.itemsize))))
         left_out = not apart and kept == patches and len({*learned}) > 1
         units = apart or learned * left_out
-        strange: dict[Part, list[str]] = {part: self._units(training, part, good=False) for part in ("train", "val")}
+        abnormal: dict[Part, list[str]] = {part: self._units(training, part, good=False) for part in ("train", "val")}
         images = len({*units})  # images of one thing are one
-        self._check(images, sum(map(len, strange.values())), left_out, kept < patches)
+        self._check(images, sum(map(len, abnormal.values())), left_out, kept < patches)
         views = [self._patches(training, "train", angle=angle) for angle in angles]
         of_images = torch.stack([self._vectors(view).flatten(1, 2) for view in views], 1).flatten(1, 2).to(KEPT_AS)
         memory = of_images.flatten(0, 1)
@@ -146,27 +146,32 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         self._hold(memory, compared(self._patches(training, "val") if apart else views[0], units, left_out))
         self.config = config.model_copy(update={"rows": len(memory), "scores": images, "left_out": left_out})
         told = {"images": len(learned), "patches": len(memory), "bytes": memory.nbytes}
-        promise = self.promise()
         if config.decide == "f1":
-            tested = [compared(self._patches(training, part, good=False), own) for part, own in strange.items() if own]
-            abnormal = torch.cat(tested, 1)
-            self.cut.copy_(torch.stack([best_f1(*scores) for scores in zip(self.good, abnormal, strict=True)]))
+            tested = [compared(self._patches(training, part, good=False), own) for part, own in abnormal.items() if own]
+            scored = torch.cat(tested, 1)
+            self.cut.copy_(torch.stack([best_f1(*scores) for scores in zip(self.good, scored, strict=True)]))
             cut = self.cut[0]
-            if not (self.good[0] <= cut).any():
+            if not (self.good <= self.cut[:, None]).any(1).all():
                 raise AdaptError(
-                    "patch_memory: decide is f1, but abnormal images score no higher than good ones, and calling all "
-                    "abnormal has the best F1: use another block or backbone, or leave decide out"
+                    "patch_memory: decide is f1, but abnormal images, or the maxima of their maps, are no higher than "
+                    "good ones, and calling all abnormal is best: use another block or backbone, or leave decide out"
                 )
-            promise = f"the threshold {float(cut):.3g} has {f1_of(self.good[0] > cut, abnormal[0] > cut)}"
+            promise = f"the threshold {float(cut):.3g} has {f1_of(self.good[0] > cut, scored[0] > cut)}"
+        else:
+            promise = self._promise()
         training.note(memory=told | {"good": self.good[0].tolist(), "promise": promise})
 
     def _check(self, good: int, abnormal: int, left_out: bool, reduced: bool) -> None:
         """Raise AdaptError if so many things that are not in the memory give no threshold as it is asked for."""
         share = self.config.false_alarms
-        if self.config.decide == "f1" and not (share is None and good and abnormal):
+        if self.config.decide == "f1" and share is not None:
             raise AdaptError(
-                f"patch_memory: decide is f1 for {good} good and {abnormal} abnormal images out of the memory: give at "
-                "least one of each, and leave false_alarms out"
+                f"patch_memory: false_alarms is {share:g}, but decide is f1, which promises no share: leave one out"
+            )
+        if self.config.decide == "f1" and not (good and abnormal):
+            raise AdaptError(
+                f"patch_memory: decide is f1, with {good} good images out of the memory and {abnormal} abnormal ones: "
+                "give an abnormal image, and two good ones or, for a coreset, good validation images"
             )
         if share is not None and not (good and rank(share, good, left_out)):
             where = " among the validation images, as a coreset leaves none out" if reduced else ""
@@ -248,7 +253,7 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         above = (self.good[0] >= scores[:, None]).sum(-1) * (2 if self.config.left_out else 1)
         return ((above + 1) / (count + 1)).clamp_max(1) if count else torch.full_like(scores, torch.nan)
 
-    def promise(self) -> str:
+    def _promise(self) -> str:
         """Return in words what the threshold promises about new good images."""
         count, threshold, place = self.good.shape[1], self.threshold(), self._place
         if threshold is None:
@@ -280,8 +285,8 @@ def rank(share: float, images: int, left_out: bool) -> int:
 def best_f1(good: Tensor, abnormal: Tensor) -> Tensor:
     """Return the threshold above which scores `(n,)` and `(m,)` are called abnormal with the best F1.
 
-    It lies in the middle between two scores, and is the lowest of several thresholds. anomalib's F1-adaptive threshold
-    is the score above it.
+    It lies in the middle between two scores, or 1 below all, and is the lowest of several thresholds. anomalib's
+    F1-adaptive threshold is the score above it.
     """
     scores = torch.cat([good, abnormal]).unique()
     cuts = torch.cat([scores[:1] - 1, (scores[1:] + scores[:-1]) / 2])
@@ -293,7 +298,8 @@ def f1_of(good: Tensor, abnormal: Tensor) -> str:
     """Return in words the F1 of calling images abnormal, from which good `(n,)` and abnormal ones `(m,)` are so called.
 
     The interval has 95 % of draws of both shares from their posterior by Jeffreys' prior (Brown, Cai and DasGupta,
-    Interval Estimation for a Binomial Proportion, 2001), which no share of 0 or 1 makes certain.
+    Interval Estimation for a Binomial Proportion, 2001), which no share of 0 or 1 makes certain, and reaches to the F1
+    itself.
     """
     draw, most = np.random.default_rng(0), len(abnormal)
     false, found = (

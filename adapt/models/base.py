@@ -319,7 +319,7 @@ class Adapted(nn.Module, Generic[B]):
         The windows are classified each by itself (see `adapt.models.windows`), 285 of them in a square image and more
         in a long one; the rest of a prediction is that of the surest window. Boxes are in pixels of the image as the
         model reads it: as displayed, or as stored if it was trained so, and of a region from the region's corner.
-        `images` is as in `predict`, and so are the errors; a method with a memory or of grades is refused.
+        `images` is as in `predict`, and so are the errors; a method of maps or grades, or with a memory, is refused.
         """
         return list(self.ask(images, Query(threshold=threshold, boxes=True), batch_size, urls=urls))
 
@@ -347,7 +347,10 @@ class Adapted(nn.Module, Generic[B]):
             from adapt.models import windows
 
             if any(has_trait(self.method, each) for each in (DrawsMaps, Grades, Stream)):
-                raise AdaptError(f"{self.method.name} answers about whole images, or by earlier ones: leave boxes out")
+                raise AdaptError(
+                    f"{self.method.name} draws maps, grades images or remembers earlier ones, and looks for no classes "
+                    "in windows: leave boxes out"
+                )
             least = windows.SURE if query.threshold is None else query.threshold
             turned, own = turns(self.transform()), replace(query, boxes=False, threshold=least)
             opened = (open_image(each, turned=turned, urls=urls) for each in each_of(images))

@@ -210,7 +210,8 @@ class Query:
 
     Raises AdaptError for a `top_k` below 1, for a `threshold` outside [0, 1], for `sets` outside (0, 1), for sets
     beside a threshold, which has no guarantee, or of images that are answered some at a time, for maps of images
-    that are not answered each by itself, and for boxes with anything but a threshold.
+    that are not answered each by itself, and for boxes with anything but
+    a threshold and `top_k`.
     """
 
     top_k: int = 5

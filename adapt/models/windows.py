@@ -1,8 +1,10 @@
 """Boxes of things in images by a classifier that never learned any: windows of an image about which it is sure.
 
 Every square window of a few sizes is classified as an image by itself; of windows that overlap, the surest one is kept
-(greedy non-maximum suppression, torchvision's), and so is no smaller one inside it, as a part of a thing looks like the
-thing. No paper: it is the sliding window of the time before learned
+(greedy non-maximum suppression, torchvision's), and a window that lies mostly inside a surer one is dropped, as a part
+of a thing looks like the thing.
+
+No paper: it is the sliding window of the time before learned
 proposals, with the classifier at hand. What it is not: a detector. Boxes are squares of a few sizes, things that touch
 become one, and the classifier has seen no background, so that it may be sure of a thing where there is none.
 """

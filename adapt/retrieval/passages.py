@@ -20,6 +20,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.progress import Progress
 from adapt.common.shown import brief
+from adapt.data.decoding.files import parted
 from adapt.data.item import Item
 from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.split import Split
@@ -35,14 +36,20 @@ MOST = 100  # passages, and nearest entries among which the right one and its ne
 class Retriever:
     """Finds passages for conversations in an `index` of texts or pairs, with the index's own backbone for queries.
 
-    Raises AdaptError for an index of an adapter's features, and if an entry is an image.
+    Raises AdaptError for an index of an adapter's features or of a backbone without a name, and if an entry is an
+    image.
     """
 
     def __init__(self, index: Index, device: str = "cpu") -> None:
-        if image := next((each for each in index.entries if each.lower().endswith(IMAGE_SUFFIXES)), None):
+        paths = () if index.header.kind == "texts" else index.entries
+        if image := next((each for each in paths if parted(each)[0].lower().endswith(IMAGE_SUFFIXES)), None):
             raise AdaptError(
                 f"the index has the entry {brief(image)}, an image; expected passages in words: index a list of texts, "
                 "or pairs with the passage in the column entity"
+            )
+        if not index.header.backbone:
+            raise AdaptError(
+                "the index does not record its backbone, which finds passages: make it again with `adapt index`"
             )
         model = unadapted(load_backbone(index.header.backbone, device).turning(True), ("object",))
         assert isinstance(model, ImageModel)  # as of every backbone that makes an index
@@ -68,7 +75,7 @@ class Retriever:
     def noisy(self, nearest: Sequence[int], answer: str, count: int, right: float, draw: Random) -> list[int]:
         """Return at most `count` entries in random order: wrong ones and, with the probability `right`, the right one.
 
-        The right one is the first of the `nearest` that contains the answer. If none does, none is returned.
+        The right one is the first of the `nearest` that contains the last answer. If none does, none is returned.
         """
 
         def contains(place: int) -> bool:
@@ -80,7 +87,7 @@ class Retriever:
         wrong = [place for place in near.tolist() if not contains(place)][: 4 * count]
         places = draw.sample(wrong, min(count, len(wrong)))
         if draw.random() < right:
-            places[:1] = [found]
+            places = [found, *places[: count - 1]]
         draw.shuffle(places)
         return places
 
@@ -89,11 +96,12 @@ class Retriever:
     ) -> list[JsonObject]:
         """Return conversations or questions with `count` passages each, as rows that `chats_file` reads.
 
-        Passages are the nearest ones or, with `right`, those of `noisy` in training conversations whose answer an entry
-        contains; the key `source` of a row says which. Raises AdaptError for data of other tasks.
+        Passages are the nearest ones or, with `right`, in training conversations whose last answer one of the nearest
+        100 entries contains, those that `noisy` draws; the key `source` of a row says which. Raises AdaptError for data
+        of other tasks.
         """
         first = next(split.items())
-        if "question" not in first.label.columns or len(first.task.chats(first, "")) > 1:
+        if "question" not in first.label.columns or len(first.task.chats(first, "")) > 1 or "boxes" in first.task.needs:
             raise AdaptError(f"{split.name} has {split.task.items_are}: give conversations, or questions about images")
         rows, draw, total = list[JsonObject](), Random(seed), len(list(split.items()))
         for part, items in (("train", split.train), ("val", split.val), ("test", split.test)):
@@ -104,7 +112,7 @@ class Retriever:
                     noisy = self.noisy(nearest, chat.answer, count, right, draw)
                 informed = Item.of(chat=self.before(chat, noisy or nearest[:count]))
                 [row] = rows_of_chats([replace(informed, paths=item.paths)], part, split.root, "")
-                rows.append(row | {"source": {"noise": bool(noisy), "k": count, "right": right, "seed": seed}})
+                rows.append(row | {"source": {"drawn": bool(noisy), "k": count, "right": right, "seed": seed}})
                 if progress is not None:
                     progress(len(rows), total)
         return rows

@@ -49,7 +49,8 @@ def write_list(split: Split, path: Path) -> None:
     Raises AdaptError for labels other than classes, and for regions of images.
     """
     check_listable(split)
-    bags, views = has_bags(split.items()), any(item.view_names for item in split.items())
+    views = any(item.view_names for item in split.items())
+    bags = views or has_bags(split.items())
     rows = [
         {
             "path": image.lstrip("/"),
@@ -59,10 +60,10 @@ def write_list(split: Split, path: Path) -> None:
             "group": item.group,
         }
         | ({"item": f"{part} {number}"} if bags else {})
-        | ({"view": view or ""} if views else {})
+        | ({"view": view} if views else {})
         for part in PARTS
         for number, item in enumerate(getattr(split, part), 1)
-        for image, view in zip_longest(item.paths, item.view_names)
+        for image, view in zip_longest(item.paths, item.view_names, fillvalue="")
     ]
     write_csv(path, rows)
 

@@ -75,19 +75,23 @@ def test_shared_tensors_go_on_from_the_adapter(run, train, halves: tuple[Path, P
     assert not torch.equal(second.method.ctx, adapt.load(first).method.ctx)
 
 
-def test_views_of_items_go_along(run, train, halves: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("of_item", "method"), [(1, "{name: coop, n_ctx: 2}"), (2, "{name: abmil, by: view}")])
+def test_views_of_items_go_along(
+    run, train, halves: tuple[Path, Path], tmp_path: Path, of_item: int, method: str
+) -> None:
     lists = []
     for folder in halves:
         images = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
-        rows = [f"{each},{each.parts[1]},{each.parts[0]},{number // 2},{('front', 'side')[number % 2]}"
+        rows = [f"{each},{each.parts[1]},{each.parts[0]},{number // of_item},{('front', 'side')[number % 2]}"
                 for number, each in enumerate(images)]  # fmt: skip
         lists.append(folder / "list.csv")
         lists[-1].write_text("\n".join(["path,label,split,item,view", *rows]))
-    first = train("{name: abmil, by: view}", lists[0], "first")
+    first = train(method, lists[0], "first")
     result = run("extend", first, "--data", lists[1], "--out", tmp_path / "second", "--quiet")
     assert result.exit_code == 0, result.output
     second = adapt.load(tmp_path / "second")
-    assert second.method.config.view_names == ("front", "side")
+    if of_item > 1:
+        assert second.method.config.view_names == ("front", "side")
     assert len(second.class_names) == 5
     with (tmp_path / "second/images.csv").open() as file:
         assert {row["view"] for row in csv.DictReader(file)} == {"front", "side"}

@@ -43,6 +43,24 @@ def test_json_lines_of_a_folder(run, adapter: Path, photos: Path) -> None:
         assert {each["class"] for each in entry["top"]} == {"goldfish", "lime tree", "sky"}
 
 
+def test_boxes_of_windows(run, refused, adapter: Path, photos: Path) -> None:
+    """In pixels of the region; what stands beside them is of the surest window."""
+    image = f"{photos / 'test/sky/0.png'}#xywh=1,2,20,16"
+    found = json.loads(run("predict", adapter, image, "--boxes", "--threshold", 0.34, "--json").stdout)
+    [own] = adapt.load(adapter).find(image, 0.34)
+    assert found["boxes"] == [box.plain() for box in own.boxes or ()]
+    assert found["class"] == own.class_name
+    for box in found["boxes"]:
+        left, upper, right, lower = box["bbox"]
+        assert 0 <= left < right <= 20
+        assert 0 <= upper < lower <= 16
+        assert 0.34 <= box["probability"] <= found["probability"]
+    assert run("predict", adapter, image, "--boxes", "--threshold", 1).stdout.splitlines()[0] == f"{image}  []"
+    refused(run("predict", adapter, image, "--boxes", "--csv"), "--boxes takes a single adapter and single images")
+    refused(run("predict", adapter, photos / "test", "--boxes", "--items"), "--boxes takes a single adapter")
+    refused(run("predict", adapter, image, "--boxes", "--question", "what?"), "boxes are of the classes in windows")
+
+
 def test_csv(run, adapter: Path, photos: Path) -> None:
     images = sorted((photos / "test").rglob("*.png"))
     predictions = adapt.load(adapter).predict(images)

@@ -112,8 +112,8 @@ def test_an_image_without_a_sure_window_has_no_box() -> None:
 def test_what_boxes_are_not_of() -> None:
     with pytest.raises(AdaptError, match="boxes are of the classes in windows"):
         Query(boxes=True, maps=True)
-    with pytest.raises(AdaptError, match="tda answers about whole images, or by earlier ones"):
+    with pytest.raises(AdaptError, match="tda draws maps, grades images or remembers earlier ones"):
         adapt.wrap(tiny_backbones.backbone("open_clip"), methods.find("tda")(), NAMES).find(picture())
     graded = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.find("uniqa")(), NAMES)
-    with pytest.raises(AdaptError, match="uniqa answers about whole images"):
+    with pytest.raises(AdaptError, match="uniqa draws maps, grades images"):
         graded.find(picture())

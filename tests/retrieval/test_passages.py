@@ -69,7 +69,7 @@ def passages(item: adapt.data.Item) -> list[str]:
 def test_the_passages_nearest_to_an_image_stand_before_its_question(folder: Path) -> None:
     result = run(folder, "plain.jsonl", "--k", "2")
     assert result.exit_code == 0, result.output
-    assert f"9 conversations, 0 of them with noise; their root is {folder}" in result.output
+    assert f"9 conversations, 0 of them with drawn passages; their root is {folder}" in result.output
     before, after = load(str(folder / "chats.jsonl")), load(str(folder / "plain.jsonl"))
     assert [item.paths for item in after.items()] == [item.paths for item in before.items()]
     assert [item.answer for item in after.items()] == [item.answer for item in before.items()]
@@ -80,7 +80,10 @@ def test_the_passages_nearest_to_an_image_stand_before_its_question(folder: Path
 
 
 def test_noise_is_beside_the_right_passage_in_training_alone(folder: Path) -> None:
-    assert "9 conversations, 6 of them with noise" in run(folder, "noisy.jsonl", "--k", "3", "--right", "1").output
+    assert (
+        "9 conversations, 6 of them with drawn passages"
+        in run(folder, "noisy.jsonl", "--k", "3", "--right", "1").output
+    )
     plain, noisy = run(folder, "three.jsonl", "--k", "3"), load(str(folder / "noisy.jsonl"))
     assert plain.exit_code == 0
     for item, name in zip(noisy.train, NAMES.values()):
@@ -103,6 +106,8 @@ def test_the_share_and_the_place_of_the_right_passage_are_drawn(retriever: Retri
     places = Counter(own.index(1) if 1 in own else None for own in drawn)
     assert places[None] == pytest.approx(100, abs=25)
     assert [places[place] for place in range(3)] == pytest.approx([133] * 3, abs=30)
+    two = Retriever(Index(retriever.index.header, tuple(FACTS[:2]), retriever.index.features[:2]))
+    assert sorted(two.noisy(range(2), "Milky.", 3, 1, draw)) == [0, 1]  # where there are fewer, too
     assert retriever.noisy(range(6), "ilky", 3, 0.8, draw) == []  # a part of a word
     assert sorted(retriever.noisy(range(6), "is called", 3, 1, draw)) == [0]  # nothing is without it
 
@@ -140,11 +145,18 @@ def test_a_chat_reads_what_training_reads(folder: Path, retriever: Retriever, mo
 
 def test_what_holds_no_passages_is_refused(folder: Path, retriever: Retriever) -> None:
     header = retriever.index.header
+    of_images = IndexHeader(**vars(header) | {"kind": "images"})
     with pytest.raises(AdaptError, match=r"the index has the entry 'photos/1\.PNG', an image; expected passages"):
-        Retriever(Index(header, ("photos/1.PNG", *FACTS[1:]), retriever.index.features))
+        Retriever(Index(of_images, ("photos/1.PNG", *FACTS[1:]), retriever.index.features))
+    Retriever(Index(header, ("the logo is called logo.png", *FACTS[1:]), retriever.index.features))
+    unnamed = IndexHeader(**vars(header) | {"backbone": ""})
+    with pytest.raises(AdaptError, match="the index does not record its backbone"):
+        Retriever(Index(unnamed, tuple(FACTS), retriever.index.features))
     with pytest.raises(AdaptError, match="the index was made with an adapter"):
         Retriever(
             Index(IndexHeader(**vars(header) | {"adapter": "9"}), retriever.index.entries, retriever.index.features)
         )
+    with pytest.raises(AdaptError, match=r"boxes has questions where things are: give conversations, or questions"):
+        retriever.rows(load("emoji-boxes"), 3)
     with pytest.raises(AdaptError, match=r"preferences has pairs of answers .*: give conversations, or questions"):
         retriever.rows(load("emoji-preferences"), 3)
