@@ -347,10 +347,8 @@ class Adapted(nn.Module, Generic[B]):
             from adapt.models import windows
 
             if any(has_trait(self.method, each) for each in (DrawsMaps, Grades, Stream)):
-                raise AdaptError(
-                    f"{self.method.name} draws maps, grades images or remembers earlier ones, and looks for no classes "
-                    "in windows: leave boxes out"
-                )
+                name = self.method.name
+                raise AdaptError(f"{name} draws maps, grades images or remembers earlier ones: leave boxes out")
             least = windows.SURE if query.threshold is None else query.threshold
             turned, own = turns(self.transform()), replace(query, boxes=False, threshold=least)
             opened = (open_image(each, turned=turned, urls=urls) for each in each_of(images))

@@ -54,24 +54,24 @@ def find(
     for image in images:
         places = [*windows(*image.size)]
         answers = [*classify(image.crop(place) for place in places)]
+        several = answers[0].class_names is not None
         named = [
             NamedBox(name, place, probability)
             for place, answer in zip(places, answers, strict=True)
-            for name, probability in answer.top[: None if answer.class_names is not None else 1]
+            for name, probability in answer.top[: None if several else 1]
             if probability >= least
         ]
-        several = answers[0].class_names is not None
-        names = [*dict.fromkeys(box.name for box in named)] if several else []
-        groups = [names.index(box.name) if several else 0 for box in named]
+        numbers = {box.name: at * several for at, box in enumerate(named)}  # each name's, or one for all
+        groups = [numbers[box.name] for box in named]
         edges = torch.tensor([box.edges for box in named], dtype=torch.float).view(-1, 4)
         order = batched_nms(edges, torch.tensor([box.probability for box in named]), torch.tensor(groups), ALIKE)
-        boxes = list[tuple[int, NamedBox]]()
+        kept = list[int]()
         for at in order.tolist():
-            inside = (_inside(named[at].edges, box.edges) for group, box in boxes if group == groups[at])
-            if max(inside, default=0.0) < PART:
-                boxes.append((groups[at], named[at]))
+            alike = (other for other in kept if groups[other] == groups[at])
+            if all(_inside(named[at].edges, named[other].edges) < PART for other in alike):
+                kept.append(at)
         surest = max(answers, key=lambda answer: answer.probability)
-        yield replace(surest, boxes=tuple(box for _, box in boxes), sighting=None)  # a watch compares whole images
+        yield replace(surest, boxes=tuple(named[at] for at in kept), sighting=None)  # a watch compares whole images
 
 
 def _inside(box: Edges, other: Edges) -> float:

@@ -48,9 +48,7 @@ class Retriever:
                 "or pairs with the passage in the column entity"
             )
         if not index.header.backbone:
-            raise AdaptError(
-                "the index does not record its backbone, which finds passages: make it again with `adapt index`"
-            )
+            raise AdaptError("the index does not record its backbone: make it again with `adapt index`")
         model = unadapted(load_backbone(index.header.backbone, device).turning(True), ("object",))
         assert isinstance(model, ImageModel)  # as of every backbone that makes an index
         index.check(model)

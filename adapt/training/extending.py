@@ -109,15 +109,15 @@ def extended(run: Path, more: DataSection, out: Path) -> Recipe:
     split = _joined(known, listed_data(recipe.model_copy(update={"data": new}), known=known.class_names))
     if (out / "recipe.yaml").exists():
         raise AdaptError(f"{out} already contains a run: choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_list(split, out / LIST)
     changes: dict[str, object] = {}
     if goes_on:  # with what the run's training set, such as the names of views
-        file = located(run)
-        ours, theirs = (each.config.model_dump(mode="json") for each in (method, method_of(read_header(file), file)))
+        file, anew = located(run), method.config.set_by_training
+        earlier = method_of(read_header(file), file)
+        ours, theirs = (each.config.model_dump(mode="json", exclude=anew) for each in (method, earlier))
         learned = {key: value for key, value in theirs.items() if ours[key] != value}
-        kept = {key: learned[key] for key in learned.keys() - method.config.set_by_training}
-        changes = {"start": str(run), "method": recipe.model_dump(mode="json")["method"] | kept}
+        changes = {"start": str(run), "method": recipe.method | learned}
+    out.mkdir(parents=True, exist_ok=True)
+    write_list(split, out / LIST)
     return on_list(recipe, out / LIST, split.turned, **changes)
 
 

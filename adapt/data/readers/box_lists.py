@@ -48,8 +48,7 @@ class _Picture:
     part: str
     size: tuple[int, int]
     things: list[tuple[str, Edges]] = field(default_factory=list)
-    crowds: set[object] = field(default_factory=set)
-    """Names of what has a box around many things alone, so that nothing is known of each."""
+    crowds: set[str] = field(default_factory=set)  # names of what has a box around many, so that none is known
     turned: int = 1
     """The EXIF orientation of the image that boxes are given in."""
 
@@ -77,11 +76,16 @@ class _Picture:
                 f"the box has x from {edges[0]:g} to {edges[2]:g} and y from {edges[1]:g} to {edges[3]:g}; expected "
                 f"0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}, the size of {self.path!r}"
             )
-        if isinstance(name, bool) or not isinstance(name, str | int | float):
-            raise AdaptError(f"the name of what is in the box is {brief(name)}; expected text: put it in quotes")
-        if not (words := " ".join(str(name).split())):
-            raise AdaptError("the name of what is in the box is empty: fill it in")
-        self.things.append((words, turned_edges((box[0], box[1], box[2], box[3]), size, self.turned)))
+        self.things.append((_words(name), turned_edges((box[0], box[1], box[2], box[3]), size, self.turned)))
+
+
+def _words(name: object) -> str:
+    """Return the name of what is in a box, with single spaces. Raises AdaptError for no text and no number."""
+    if isinstance(name, bool) or not isinstance(name, str | int | float):
+        raise AdaptError(f"the name of what is in the box is {brief(name)}; expected text: put it in quotes")
+    if not (words := " ".join(str(name).split())):
+        raise AdaptError("the name of what is in the box is empty: fill it in")
+    return words
 
 
 @contextmanager
@@ -126,7 +130,7 @@ def _coco(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
             if not (picture := pictures[row["image_id"]]):
                 continue
             if int(row.get("iscrowd") or 0):
-                picture.crowds.add(names[row["category_id"]])
+                picture.crowds.add(_words(names[row["category_id"]]))
             elif "bbox" in row:
                 x, y, width, height = map(float, row["bbox"])
                 picture.add(names[row["category_id"]], (x, y, x + width, y + height))
