@@ -14,7 +14,7 @@ import adapt
 from adapt import AdaptError, methods
 from adapt.data import Item, Split
 from adapt.methods.base import Encoded
-from adapt.methods.pseudo_word import around_names, matching, rebuilding
+from adapt.methods.pseudo_word import apart, around_names, matching, rebuilding
 from adapt.prompts import around_word
 from adapt.retrieval.index import changed, index_images, slerp
 from adapt.tasks.images import Unlabelled
@@ -86,6 +86,21 @@ def test_images_are_told_apart_by_their_words(tiny_split: Split) -> None:
         before = float(matching(model, prompt, model.method.words(features), features))
         adapt.fit(model, [Item((path,), Unlabelled()) for path in paths], progress=False)
         assert float(matching(model.eval(), prompt, model.method.words(features), features)) < before - 0.1
+
+
+def test_words_that_are_found_for_images_are_learned(tiny_split: Split) -> None:
+    model = new(learns="inversions", inversion_steps=60)
+    paths = [item.path for item in tiny_split.train]
+    items = [Item.of(path=path, text=CAPTIONS[place % len(CAPTIONS)]) for place, path in enumerate(paths)]
+    features = index_images(model.eval(), paths).features
+    prompt = around_word(model.backbone.tokenizer, ["a photo of", ""])
+    with torch.no_grad():
+        before = apart(model, [prompt] * len(paths), model.method.words(features), features)
+        adapt.fit(model, items, progress=False)
+        after = apart(model.eval(), [prompt] * len(paths), model.method.words(features), features)
+    assert after < before - 0.1
+    with pytest.raises(AdaptError, match="the data has 0 different captions to learn from; expected two or more"):
+        adapt.fit(model, [Item((path,), Unlabelled()) for path in paths], progress=False)
 
 
 def test_without_a_map_the_query_lies_on_the_arc() -> None:

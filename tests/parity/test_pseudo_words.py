@@ -1,4 +1,4 @@
-"""Pseudo-words against the published Pic2Word and LinCIR."""
+"""Pseudo-words against the published Pic2Word, LinCIR and SEARLE."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import adapt
 from adapt import methods
-from adapt.methods.pseudo_word import around_names, matching, rebuilding
+from adapt.methods.pseudo_word import apart, around_names, distilling, inversion, inverted, matching, rebuilding
 from adapt.prompts import around_word
 from adapt.retrieval.index import slerp
 
@@ -78,6 +78,45 @@ def test_pic2word(library: str) -> None:
     expected.scaled("caption_features", of_words)
     both = (F.normalize(each, dim=-1) for each in (features[: len(texts)], of_words))
     expected.scaled("mixture", slerp(*both, 0.5))
+
+
+@pytest.mark.parametrize("library", published.LIBRARIES)
+def test_searle(library: str) -> None:
+    settings, expected = published.case("searle")
+    model = built(library, expected)
+    with torch.no_grad():
+        phrases = model.text_features(settings["phrases"], unit=False)
+    expected.scaled("phrase_features", phrases)
+    prompts = filled(model, settings["replaced"], "$")
+
+    words = model.method.layers(expected["image_features"])  # as published, of another length than one
+    expected.scaled("pseudo_words", words)
+    expected.scaled("replaced_features", model.encode_words(prompts, words))
+    distillation = distilling(words, expected["target_words"], settings["temperature"])
+    regularisation = apart(model, prompts, words, phrases)
+    expected.scaled("distillation", distillation)
+    expected.scaled("regularisation", regularisation)
+    loss = settings["lambda_distil"] * distillation + settings["lambda_gpt"] * regularisation
+    expected.scaled("loss", loss)
+    loss.backward()
+    for name, parameter in model.method.named_parameters():
+        expected.relative(f"grad.{name}", parameter.grad)
+
+    oti, losses, grads = settings["oti"], list[Tensor](), list[Tensor]()
+    templates = iter(oti["templates"])
+
+    def of_words(words: Tensor) -> Tensor:
+        shown = [around_word(model.backbone.tokenizer, template.split("{}")) for template in next(templates)]
+        of_images = apart(model, shown, words, expected["image_features"])
+        losses.append(inversion(of_images, apart(model, prompts, words, phrases)))
+        grads.append(torch.autograd.grad(losses[-1], words, retain_graph=True)[0])
+        return losses[-1]
+
+    average = inverted(expected["oti.start"], of_words, oti["steps"])
+    assert next(templates, None) is None
+    expected.scaled("oti.losses", torch.stack(losses))
+    expected.relative("oti.grad", grads[0])
+    expected.scaled("oti.ema", average)
 
 
 def _linear(weights: dict[str, Tensor], name: str) -> nn.Linear:
