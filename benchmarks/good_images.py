@@ -20,6 +20,7 @@ from adapt.data.emoji import bundled
 from adapt.data.emoji.defects import planted, varied
 from adapt.engine import vision
 from adapt.evaluation.maps import auroc, region_overlap
+from adapt.methods import AnoVL
 from adapt.methods.patch_memory import PatchMemory, image_scores, rank
 from benchmarks.measure import Row
 
@@ -27,6 +28,11 @@ PRODUCTS, BAD = 20, 20  # drawings, and pieces of each with a defect
 TESTED = 20  # good pieces beside the bad ones in an area
 IMAGES = (1, 4, 16)
 SIDE = 64  # pixels of a map, at least, on which areas are measured
+WORDS = 0.5  # the weight of what words say of patches, beside distances, both in their deviations over good pieces
+STATES = {
+    "normal": ("normal {}", "flawless {}", "perfect {}"),
+    "defect": ("{} with a scratch", "{} with a stain", "damaged {}"),
+}
 ALARMS, APART = 10, 19  # draws from each product's pieces, and good images kept apart
 
 
@@ -45,11 +51,12 @@ CASES = (OF_ALARMS, Case("mini-clip", 3), Case("efficientnet-lite0", -2, 10, 36,
 
 
 class Product(NamedTuple):
-    """Features of the patches of good and bad pieces, and masks of the defects."""
+    """Features of the patches of good and bad pieces, masks of the defects, and AnoVL's map of all pieces, if asked."""
 
     good: Tensor
     bad: Tensor
     masks: Tensor
+    words: Tensor | None
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
@@ -57,41 +64,57 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     for case in CASES:
         progress(f"{case.backbone}, block {case.block}")
         backbone: Any = adapt.load_backbone(case.backbone, "cpu")
-        products = [_product(backbone, case.block, number, case.good) for number in range(case.products)]
+        reads = case == OF_ALARMS
+        products = [_product(backbone, case.block, number, case.good, reads) for number in range(case.products)]
         for images in IMAGES:
             draws = [_areas(products, images, draw, backbone.preprocess.size) for draw in range(case.draws)]
             yield _row(f"{case.backbone}, block {case.block}: {images} good", ("images", "pixels", "regions"), draws)
         if case == OF_ALARMS:
+            for images in IMAGES:
+                draws = [_areas(products, images, draw, backbone.preprocess.size, WORDS) for draw in range(case.draws)]
+                yield _row(f"with words: {images} good", ("images", "pixels", "regions"), draws)
             yield from _alarms(products)
 
 
-def _product(backbone: ImageEncoder, block: int, number: int, good: int) -> Product:
+def _product(backbone: ImageEncoder, block: int, number: int, good: int, reads: bool) -> Product:
     entry = Random(0).sample(bundled.of_groups("test"), PRODUCTS)[number]
     drawing, read = open_image(zip_root(bundled.ARCHIVE) + entry["file"]), backbone.transform(train=False)
     pieces = [varied(drawing, Random(f"{number}/{piece}")) for piece in range(good + BAD)]
     spoilt = [planted(piece, Random(f"{number}/{place}")) for place, piece in enumerate(pieces[good:])]
     every = [*pieces[:good], *(picture for picture, _ in spoilt)]
-    features = [
-        vision.patch_features(backbone, torch.stack([read(picture) for picture in every[start : start + 20]]), block)
-        for start in range(0, len(every), 20)
+    batches = [
+        torch.stack([read(picture) for picture in every[start : start + 20]]) for start in range(0, len(every), 20)
     ]
+    features = [vision.patch_features(backbone, batch, block) for batch in batches]
     place = backbone.preprocess.placing("nearest")
     masks = torch.stack([to_tensor(place(mask))[0] > 0.5 for _, mask in spoilt])
     patches = torch.cat(features)
-    return Product(patches[:good], patches[good:], masks)
+    return Product(patches[:good], patches[good:], masks, _said(backbone, batches, patches) if reads else None)
+
+
+@torch.no_grad()
+def _said(backbone: Any, batches: Sequence[Tensor], patches: Tensor) -> Tensor:
+    """Return what AnoVL's words say of each patch `(n, rows, columns)`."""
+    model: Any = adapt.wrap(backbone, AnoVL(object="drawing", states=STATES), [*STATES]).eval()
+    maps = torch.cat([model.method.anomalies(model.step(batch)) for batch in batches])
+    return torch.nn.functional.adaptive_avg_pool2d(maps[:, None], patches.shape[1:3])[:, 0]
 
 
 def _memory(patches: Tensor) -> Tensor:
     return torch.nn.functional.normalize(patches, dim=-1).flatten(0, -2).half()
 
 
-def _areas(products: Sequence[Product], images: int, draw: int, side: int) -> list[float]:
-    """Return the areas of images, pixels and regions, averaged over the products."""
+def _areas(products: Sequence[Product], images: int, draw: int, side: int, weight: float = 0.0) -> list[float]:
+    """Return the areas of images, pixels and regions, averaged over the products; words have some `weight`."""
     method, of_each = PatchMemory(), list[list[float]]()
     for number, product in enumerate(products):
         places = Random(f"{number}/{draw}").sample(range(len(product.good)), images + TESTED)
         good = product.good[places]
         distances = method.distances(torch.cat([good[images:], product.bad]), _memory(good[:images]))
+        if product.words is not None:
+            words = torch.cat([product.words[places[images:]], product.words[len(product.good) :]])
+            of_good = slice(TESTED)  # the scale of both, as favourable to words as can be
+            distances = distances / distances[of_good].std() + weight * words / words[of_good].std()
         maps, masks = method.drawn(distances, (side, side)), torch.zeros(TESTED + BAD, side, side, dtype=torch.bool)
         masks[TESTED:] = product.masks
         maps, masks = (each[:, :: side // SIDE, :: side // SIDE].contiguous() for each in (maps, masks))
