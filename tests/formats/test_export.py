@@ -262,6 +262,7 @@ def test_no_page_is_made_of_a_model_with_its_data_beside(
 
 
 @pytest.mark.full
+@pytest.mark.at_length
 def test_the_bundled_backbone_on_the_bundled_images(tmp_path: Path) -> None:
     split = adapt.data.load("emoji")
     torch.manual_seed(0)
