@@ -150,7 +150,7 @@ def test_sets_that_an_export_cannot_keep_are_left_out(
         caplog.clear()
 
 
-@pytest.mark.parametrize("to", ["torch", pytest.param("onnx", marks=pytest.mark.full)])
+@pytest.mark.parametrize("to", ["torch", pytest.param("onnx", marks=[pytest.mark.full, pytest.mark.at_length])])
 def test_a_regression_model_gives_its_number(to: str, open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
     model = perturb(adapt.wrap(open_clip, UniQA(between=(-3.0, 40.0)), NAMES)).eval()
     items = graded_items(tmp_path)
