@@ -116,16 +116,12 @@ def test_a_published_checkpoint_is_read(tmp_path: Path) -> None:
     assert settings["tokens"] == 9
 
 
-QUESTIONS = "emoji-questions@fluent-3d"
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short training on the bundled questions about drawings of one style, which are fewer."""
+    """A short training on the bundled questions."""
     folder = tmp_path_factory.mktemp("mqt") / "run"
     changes = ["method.tokens=16", "train.iterations=6", "train.batch_size=8", "train.epochs=null", "data.shots=null"]
-    options = [f"--set={each}" for each in changes]
-    asked = ["train", "mqt", "--data", QUESTIONS, "--out", str(folder), "--plot", *options]
+    asked = ["train", "mqt", "--out", str(folder), "--plot", *(part for each in changes for part in ("--set", each))]
     result = CliRunner().invoke(main, asked)
     assert result.exit_code == 0, result.output
     assert "by tokens  1: " in result.output
@@ -136,7 +132,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_tells_accuracy_by_tokens(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     assert list(metrics["tokens"]) == ["1", "2", "4", "8", "16"]
-    questions = adapt.data.load(QUESTIONS).val
+    questions = adapt.data.load("emoji-questions").val
     assert metrics["tokens_items"] == len(questions)
     model = adapt.load(run)
     for number in ("1", "16"):
