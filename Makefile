@@ -99,8 +99,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/codespell *.md adapt benchmarks checkpoints docs recipes
 	$(BIN)/mypy
 
-$(VENV)/installed: pyproject.toml
+$(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(BIN)/pip
 	$(BIN)/$(INSTALL) ".[plot]"
 	touch $@
 
@@ -119,7 +121,8 @@ $(VENV)/installed-photographs: $(VENV)/installed
 	$(BIN)/pip install --quiet scikit-image
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
+# in one step: pip looks through all that it needs each time
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/pip
 	$(BIN)/$(INSTALL) ".[dev]"
 	touch $@
 
@@ -128,6 +131,6 @@ $(BROWSER)/installed: $(VENV)/installed-dev
 	npm install --silent --no-save --prefix $(BROWSER) onnxruntime-web axe-core
 	touch $@
 
-$(VENV)/installed-docs: $(VENV)/installed
-	$(BIN)/$(INSTALL) ".[docs]"
+$(VENV)/installed-docs: pyproject.toml | $(BIN)/pip
+	$(BIN)/$(INSTALL) ".[docs,plot]"
 	touch $@

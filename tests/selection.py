@@ -2,7 +2,7 @@
 
 A test that is marked `full` repeats at length what a shorter test checks too: `make test` leaves it out. A test
 parametrised `by_turns` meets all these values in the full run; otherwise it runs once for each set of its other
-parameters, and takes one of these values, or a few, drawn by its name, and in `make test-ci` a third of them.
+parameters, and takes one of these values, or a few, drawn by its name, and in `make test-ci` a quarter of them.
 `pytestmark = pytest.mark.by_turns("new")` says so of a fixture's parameters, for all tests of a file. What is marked
 `at_length` takes minutes: only the full run has it.
 """
@@ -21,11 +21,11 @@ Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 def by_turns(
-    names: str | tuple[str, ...], values: Iterable[Any], take: int = 1, one_in: int = 3, **options: Any
+    names: str | tuple[str, ...], values: Iterable[Any], take: int = 1, one_in: int = 4, **options: Any
 ) -> Decorator:
     """Parametrise a test as `pytest.mark.parametrize` does, by values that all runs but the full one take a few of.
 
-    `make test` takes one, or `take`; `make test-ci` one of each three, or `one_in`.
+    `make test` takes one, or `take`; `make test-ci` one of each four, or `one_in`.
     """
     mark = pytest.mark.by_turns(*([names] if isinstance(names, str) else names), take=take, one_in=one_in)
     return lambda test: mark(pytest.mark.parametrize(names, values, **options)(test))
@@ -45,7 +45,7 @@ def _drawn(alike: list[pytest.Item], ci: bool) -> list[pytest.Item]:
     marks = [marker.kwargs for marker in alike[0].iter_markers("by_turns")]
     take = prod(mark.get("take", 1) for mark in marks)
     if ci:
-        take = max(take, ceil(len(alike) / prod(mark.get("one_in", 3) for mark in marks)))
+        take = max(take, ceil(len(alike) / prod(mark.get("one_in", 4) for mark in marks)))
     return Random(alike[0].nodeid).sample(alike, min(take, len(alike)))
 
 

@@ -24,6 +24,7 @@ def test_a_fusion_block_counts_as_the_formula_says(tokens: tuple[int, int]) -> N
 
 
 @pytest.mark.full
+@pytest.mark.at_length
 def test_vlora_takes_at_most_seven_hundredths_of_the_projectors_operations() -> None:
     counted = {method: vlora.large(method) for method in ("projector", "vlora")}
     assert counted["vlora"] / counted["projector"] < 0.07
@@ -134,6 +135,7 @@ def test_scores_are_larger_the_surer_an_image_is_of_a_known_class() -> None:
 
 
 @pytest.mark.full
+@pytest.mark.at_length
 def test_a_step_on_conversations_takes_the_products_that_the_formula_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """With its images encoded: the head for answers alone, the last block for their tokens."""
     monkeypatch.setattr("torch.set_num_threads", lambda number: None)  # or later tests would have one thread

@@ -46,5 +46,5 @@ def test_each_method_meets_some_backbones_and_what_is_marked_full_waits() -> Non
     assert one not in waiting
     assert Counter(item.method for item in repeated if item not in waiting) == {"coop": 2, "lora": 2}
     assert left_out(items) == waiting  # drawn alike in every process
-    assert len(left_out(items, ci=True)) == 6  # two of five of each method run, as a third and `take` say, and the rest
+    assert len(left_out(items, ci=True)) == 6  # two of five of each method run, as `one_in` and `take` ask, and others
     assert full not in left_out(items, ci=True)

@@ -116,7 +116,7 @@ class Listing(Generic[T]):
 
     def files(self) -> list[str]:
         """Return the names of the package's modules that each define a class of the same name."""
-        return [module.name for module in pkgutil.iter_modules(self.path) if module.name not in self.others]
+        return [name for name in _modules(tuple(map(_changed, self.path))) if name not in self.others]
 
     def _entry_points(self) -> dict[str, EntryPoint]:
         points: dict[str, EntryPoint] = {}
@@ -171,8 +171,14 @@ def _installed(group: str, places: tuple[tuple[str, int], ...]) -> tuple[EntryPo
     return tuple(entry_points(group=group))
 
 
+@lru_cache(maxsize=64)
+def _modules(places: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
+    """Return the names of the modules in directories; they are looked for again only if `places` changed."""
+    return tuple(module.name for module in pkgutil.iter_modules([place for place, _ in places]))
+
+
 def _changed(place: str) -> tuple[str, int]:
-    """Return a directory of `sys.path`, and when a package was last put into it."""
+    """Return a directory, and when a file or package was last put into it."""
     try:
         return place, Path(place or ".").stat().st_mtime_ns
     except OSError:

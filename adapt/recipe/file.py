@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def read_file(path: Path, name: str) -> RecipeFile:
         if path.stat().st_size > _LARGEST:
             raise AdaptError(f"{path} is larger than {_LARGEST:,} bytes, the most that a recipe may have")
         content = path.read_bytes()
-        raw = _parsed(content)
+        raw = copy.deepcopy(_parsed(content))
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise AdaptError(f"{path} is not valid YAML: {one_line(error)}") from error
     if not isinstance(raw, dict):
@@ -158,7 +159,7 @@ def pair(override: str) -> tuple[str, Any]:
     if not separator or not key:
         raise AdaptError(f"override {brief(override)} is not of the form key=value, such as data.shots=4")
     try:
-        return key, _parsed(value) if value else ""
+        return key, copy.deepcopy(_parsed(value)) if value else ""
     except (yaml.YAMLError, ValueError) as error:
         raise AdaptError(f"override {brief(override)}: the value is not valid YAML: {one_line(error)}") from error
 
@@ -240,6 +241,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
+@lru_cache(maxsize=256)  # `adapt recommend` reads each recipe several times, and parsing takes 3 ms
 def _parsed(text: str | bytes) -> object:
     """Parse YAML. Raises YAMLError for invalid YAML, and ValueError for data that exceeds the limits of `plain`."""
     value = yaml.load(text, _Loader)

@@ -17,6 +17,7 @@ import torchvision
 from checks import assert_untouched, perturb, released, snapshot
 from native_chats import CHATS, KINDS, lora, model_of, pictures, read_by, seen, step_of
 from PIL import Image
+from selection import by_turns
 
 import adapt
 from adapt import AdaptError, Backbone
@@ -397,9 +398,7 @@ def test_options_are_weighed_by_the_mean_of_their_tokens() -> None:
     assert tokens[1] > 2 * tokens[0]
 
 
-@pytest.mark.parametrize(
-    "kind", [kind if kind == "smolvlm" else pytest.param(kind, marks=pytest.mark.full) for kind in KINDS]
-)
+@by_turns("kind", KINDS)
 def test_lora_holds_to_the_interface_of_methods(kind: str) -> None:
     """Resumed training, copies, threads, other processes of batches: what holds of every method on every kind."""
     settings = {"rank": 2, "alpha": 1.0, "dropout": 0.0, "towers": ("decoder",), "input_gradient": True}
@@ -408,9 +407,7 @@ def test_lora_holds_to_the_interface_of_methods(kind: str) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    "kind", [kind if kind == "qwen2_5_vl" else pytest.param(kind, marks=pytest.mark.full) for kind in LINKED]
-)
+@by_turns("kind", LINKED)
 def test_skipped_blocks_and_a_new_connector_hold_to_the_interface_of_methods(kind: str) -> None:
     check_method(DAS, tiny_natives.backbone(kind), skipped=("decoder.1",), towers=("decoder",), reduction=4)
     check_method(Projector, tiny_natives.backbone(kind))

@@ -59,13 +59,13 @@ def check_forms(model: AdaptedModel, images: Tensor, folder: Path) -> None:
                 assert scaled(other, own) < 1e-4
 
 
-@by_turns("method", EXPORTED, one_in=6)
+@by_turns("method", EXPORTED, one_in=12)
 def test_the_graph_gives_the_models_own_logits(method: str, images: Tensor, tmp_path: Path) -> None:
     check_forms(cases.build(method, tiny_backbones.small()).eval(), images, tmp_path)
 
 
 @pytest.mark.full
-@by_turns("kind", cases.KINDS)
+@by_turns("kind", cases.KINDS, one_in=6)
 def test_on_every_kind_of_backbone(kind: str, images: Tensor, tmp_path: Path) -> None:
     method = "lora" if kind in tiny_backbones.WITH_VISION_BLOCKS else "tip_adapter"
     check_forms(cases.build(method, tiny_backbones.backbone(kind)).eval(), images, tmp_path)

@@ -518,7 +518,7 @@ def _corrupted(text: str, draw: random.Random) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=[pytest.mark.full, pytest.mark.at_length])])
 def test_two_thousand_corrupted_files(count: int, folder: Path) -> None:
     """Each is refused in a message, or read as it says: conversations that end with an answer, with their images."""
     rows = [FORMS["marks"], FORMS["TRL"], FORMS["ms-swift"]]

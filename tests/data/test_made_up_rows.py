@@ -43,7 +43,9 @@ def expected(made: MadeUp) -> tuple[Any, ...]:
     return made.said.turns(), [*made.said.pictures], made.said.worse
 
 
-@pytest.mark.parametrize(("seed", "count"), [(0, 300), pytest.param(1, 3000, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("seed", "count"), [(0, 300), pytest.param(1, 3000, marks=[pytest.mark.full, pytest.mark.at_length])]
+)
 def test_each_is_read_as_a_person_would_or_refused(seed: int, count: int, folder: Path) -> None:
     otherwise, ends = Counter[str](), Counter[str]()
     for made in made_up(seed, count):

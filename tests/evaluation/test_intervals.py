@@ -67,14 +67,12 @@ def test_the_difference_of_two_models_is_that_of_their_pairs() -> None:
     assert by_group.p > found.p
 
 
-DRAWS = 100
-
-
 @by_turns(("groups", "size", "alike"), [(30, 8, 0.7), (100, 1, 0.0)])
-def test_intervals_hold_the_truth_in_95_of_100_draws(groups: int, size: int, alike: float) -> None:
+@pytest.mark.parametrize("draws", [40, pytest.param(100, marks=[pytest.mark.full, pytest.mark.at_length])])
+def test_intervals_hold_the_truth_in_95_of_100_draws(groups: int, size: int, alike: float, draws: int) -> None:
     """Of every figure; `python -m benchmarks intervals` has more draws."""
-    room = 3 * (0.95 * 0.05 / DRAWS) ** 0.5  # of so many draws
-    held = coverage(groups, size, alike, DRAWS)
+    room = 3 * (0.95 * 0.05 / draws) ** 0.5  # of so many draws
+    held = coverage(groups, size, alike, draws)
     naive = held.pop(NAIVE)
     assert len(held) == 8
     assert all(0.93 - room <= share <= 0.97 + room for share in held.values()), held

@@ -132,6 +132,7 @@ def test_neighbours_are_parted_and_groups_count_once(model: adapt.AdaptedModel, 
 
 
 @pytest.mark.full
+@pytest.mark.at_length
 def test_false_alarms_are_rare_where_training_images_share_concepts(emoji: Split) -> None:
     """A watch of whole concepts, with four drawings each, and windows of one drawing of other concepts each."""
     backbone, false = adapt.load_backbone("mini-clip", "cpu"), list[bool]()

@@ -150,7 +150,7 @@ def test_sets_that_an_export_cannot_keep_are_left_out(
         caplog.clear()
 
 
-@pytest.mark.parametrize("to", ["torch", pytest.param("onnx", marks=pytest.mark.full)])
+@pytest.mark.parametrize("to", ["torch", pytest.param("onnx", marks=[pytest.mark.full, pytest.mark.at_length])])
 def test_a_regression_model_gives_its_number(to: str, open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
     model = perturb(adapt.wrap(open_clip, UniQA(between=(-3.0, 40.0)), NAMES)).eval()
     items = graded_items(tmp_path)
@@ -262,6 +262,7 @@ def test_no_page_is_made_of_a_model_with_its_data_beside(
 
 
 @pytest.mark.full
+@pytest.mark.at_length
 def test_the_bundled_backbone_on_the_bundled_images(tmp_path: Path) -> None:
     split = adapt.data.load("emoji")
     torch.manual_seed(0)

@@ -25,6 +25,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from selection import by_turns
 from torch import Tensor
 
 import adapt
@@ -267,7 +268,7 @@ def agree(found: dict[str, Tensor], model: AdaptedModel, images: Tensor) -> None
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", ["AutoPeftModel", "AutoPeftModelForFeatureExtraction"])
+@by_turns("kind", ["AutoPeftModel", "AutoPeftModelForFeatureExtraction"])
 def test_peft_finds_the_backbone_by_itself(kind: str, clip_folder: Path, images: Tensor, tmp_path: Path) -> None:
     model = lora(adapt.load_backbone(f"hf:{clip_folder}"), rank=3, projections=("q", "v", "fc1"))
     peft_layout.export(model, tmp_path / "peft")

@@ -142,7 +142,7 @@ def test_a_refused_length_is_not_taken(open_clip: Backbone, tiny_split: Split, i
 
 @pytest.mark.full
 def test_several_labels_are_compared_by_length_too(tmp_path: Path) -> None:
-    asked = ["train", "mrl", "--data", "emoji-labels", "--out", str(tmp_path / "run")]
+    asked = ["train", "mrl", "--data", "emoji-labels@fluent-3d", "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(main, [*asked, "--set", "train.iterations=3", "--set", "train.epochs=null"])
     assert result.exit_code == 0, result.output
     assert "by dim     8: " in result.output

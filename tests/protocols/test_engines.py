@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from fake_accelerators import pretend
+from selection import by_turns
 from stopping import interrupt, stopped_at
 
 from adapt import AdaptError
@@ -121,7 +122,7 @@ def test_an_interruption_leaves_the_finished_runs(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)])
+@by_turns(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_the_processes_end_with_the_command(
     number: signal.Signals, code: int, raw: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ def split_of(
     return Split(name, class_names, train, val, test, root=root)
 
 
+@lru_cache(maxsize=4096)  # to draw one takes as long as to encode it, and its file takes 3 KB
 def png(container: str, member: str) -> bytes:
     """Return the drawing `member` (`PART/NUMBER.png`) of `SET.scenes`. Raises KeyError for an unknown scene."""
     return scenes_of(container.removesuffix(".scenes"))[member].png()
