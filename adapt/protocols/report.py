@@ -41,11 +41,11 @@ from adapt.protocols.plain_runs import (
     PlainRun,
     is_run,
     mean_gain,
-    names,
     nearest_the_mean,
     plain_table,
     pooled,
     read_run,
+    titles,
 )
 from adapt.protocols.plots import DRAWN, compared_methods, coverage_curve, descriptor_bars, reliability_diagram, svg
 from adapt.protocols.protocol import Results
@@ -79,7 +79,7 @@ def report(paths: Sequence[Path]) -> str:
     gains = list(map(mean_gain, groups))
     pages = [
         {"name": name, "runs": list(map(run_page, group)), "nearest": group.index(nearest_the_mean(group)), "gain": own}
-        for name, group, own in zip(names(groups), groups, gains, strict=True)
+        for name, group, own in zip(titles([group[0].recipe for group in groups]), groups, gains, strict=True)
     ]
     order = [-1.0 if gain is None else gain for gain in gains]  # what was not measured comes last
     shown_protocols, cells = _protocols(protocols), plain_table(runs)
