@@ -29,7 +29,7 @@ from adapt.protocols import papers
 if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.data.split import Split
-    from adapt.evaluation.scores import Difference, Scores
+    from adapt.evaluation.scores import Scores
     from adapt.models.base import Adapted
     from adapt.protocols.reproduction import Reproduction
 
@@ -363,7 +363,7 @@ def _print(
     from adapt.evaluation.evaluate import evaluate
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.intervals import in_percent, legend
-    from adapt.evaluation.scores import difference
+    from adapt.evaluation.scores import compared
     from adapt.evaluation.sets import measured as measured_sets
     from adapt.evaluation.watching import windows_of
     from adapt.models.answer import can_answer_together
@@ -396,8 +396,7 @@ def _print(
         if windows:
             figures["windows"] = [asdict(change) for change in windows]
         if other is not None:
-            apart = difference(scores, other)._asdict()
-            figures["against"] = {"adapter": file, **other.reported(), "difference": apart}
+            figures["against"] = {"adapter": file, **other.reported(), "difference": compared(scores, other)}
         click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:
         of_part = "" if part == common.ALL else f"{part} "
@@ -419,7 +418,7 @@ def _print(
                 lines.append(f"intervals at {told} number, {held.size:.3g} wide on average")
         if other is not None:
             lines += [f"{shown(file)}: {line}" for line in other.lines(measured)]
-            lines.append(f"the first minus the second: {in_words(scores, difference(scores, other))}")
+            lines.append(f"the first minus the second: {in_words(scores, other)}")
         if windows:
             from adapt.models.watch import summary
 
@@ -437,16 +436,21 @@ def _print_languages(model: Adapted, items: Sequence[Item], names: Iterable[Item
     told = dict[str, object]()
     cells = [["language", "classes", "images", "by its names", "by the data's", "difference"]]
     for language, own, data in by_language(model, items, names, cache):
-        apart = difference(own, data)
-        shares = own.share("accuracy"), data.share("accuracy"), in_words(own, apart).partition(" points")[0]
+        shares = own.share("accuracy"), data.share("accuracy"), in_words(own, data).partition(" points")[0]
         cells.append([language, str(len({*own.actual})), str(own.images), *shares])
-        told[language] = {"translated": own.reported(), "data": data.reported(), "difference": apart._asdict()}
+        told[language] = {
+            "translated": own.reported(),
+            "data": data.reported(),
+            "difference": difference(own, data)._asdict(),
+        }
     click.echo(plain.dump(told) if as_json else as_text(cells))
 
 
-def in_words(scores: Scores, found: Difference) -> str:
+def in_words(scores: Scores, other: Scores) -> str:
     """Return the difference of two models as text, with its interval and the test that it was put to."""
-    figure = scores.compared_by
+    from adapt.evaluation.scores import difference
+
+    found, figure = difference(scores, other), scores.compared_by
     sign, form = (100, "+.1f") if figure.share else (-1, "+.4g")  # of errors, a merit is minus the figure
     merit, *ends = (format(sign * value + 0.0, form) for value in (found.merit, *(found.interval or ())))
     between = f" ({' to '.join(ends[:: 1 if figure.share else -1])})" if ends else ""

@@ -292,6 +292,12 @@ def test_one_adapter_against_another(run, trained, photos: Path) -> None:
     assert difference["merit"] == pytest.approx(measured["accuracy"] - measured["against"]["accuracy"])
     assert apart.startswith(f"the first minus the second: {100 * difference['merit']:+.1f} points of accuracy (")
     assert "by McNemar's exact test" in apart
+    models = [load(coop), load(lora)]
+    paths = [str(path) for path in sorted((photos / "test").glob("*/*.png"))]
+    answers = {path: [model.predict(path)[0].class_name for model in models] for path in paths}
+    differ = {path: pair for path, pair in answers.items() if pair[0] != pair[1]}
+    assert differ  # or the next line says nothing
+    assert {row["path"]: [row["first"], row["second"]] for row in difference["flips"]} == differ
     refused = run("eval", coop, "--data", photos, "--against", lora, "--blend", "0.5")
     assert "--blend or --languages is given with --against or --sets" in refused.stderr
 
