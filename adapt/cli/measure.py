@@ -23,7 +23,6 @@ from adapt.data.bags import has_bags, singles
 from adapt.data.emoji import bundled
 from adapt.data.readers import load as load_data
 from adapt.data.readers import published
-from adapt.data.readers.lines import csv_rows
 from adapt.protocols import papers
 
 if TYPE_CHECKING:
@@ -271,24 +270,22 @@ def zeroshot(
 
 
 def note_learned(adapter: Path, split: Split, items: Sequence[Item]) -> None:
-    """Print a warning if the run that `adapter` is from, or the adapter of, was trained on some of the `items`.
+    """Print a warning if `adapter`, a file or the folder of a run, has learned from some of the `items`.
 
     Tasks in which an image has several items, such as questions, may learn from one and be measured on another.
     """
-    from adapt.training.run import PICKS
+    from adapt.data.decoding.files import file_id
+    from adapt.training.run import seen_images
 
-    listed = (adapter if adapter.is_dir() else adapter.parent) / PICKS
-    if not (listed.is_file() and split.task.once_an_image):
-        return
     try:
-        learned = {row.get("path") for row in csv_rows(listed)[1]}
+        seen = seen_images(adapter) if split.task.once_an_image else None
     except AdaptError as error:
         click.echo(f"warning: whether the adapter was trained on these {split.noun} is unknown: {error}", err=True)
         return
-    if known := sum(not learned.isdisjoint(item.paths) for item in items):
+    if known := sum(not seen.isdisjoint(map(file_id, item.paths)) for item in items) if seen else 0:
         click.echo(
-            f"warning: the adapter was trained on {known:,} of these {len(items):,} {split.noun} (listed in {listed}), "
-            "so that the figures say little about new ones",
+            f"warning: the adapter was trained on {known:,} of these {len(items):,} {split.noun}, or something was "
+            "chosen on them, so that the figures say little about new ones",
             err=True,
         )
 

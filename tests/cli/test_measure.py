@@ -31,14 +31,14 @@ def test_eval_warns_of_images_that_the_run_was_trained_on(run, adapter: Path, ph
     (tmp_path / "list.csv").write_text("path,label,split\n" + "".join(rows))
     result = run("eval", adapter, "--data", tmp_path / "list.csv", "--root", photos)
     assert result.exit_code == 0, result.stderr
-    assert result.stderr.startswith("warning: the adapter was trained on 1 of these 2 images (listed in ")
+    assert result.stderr.startswith("warning: the adapter was trained on 1 of these 2 images, or something ")
     listed = run("eval", adapter, "--data", tmp_path / "list.csv", "--root", photos, "--part", "train")
     assert "warning" not in listed.stderr
 
 
 def test_eval_goes_on_where_a_run_cannot_be_read(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
     own = shutil.copytree(adapter.parent, tmp_path / "run")
-    (own / "train_images.csv").write_bytes(b"path,class\ncaf\xe9.png,a\n")
+    (own / "seen_images.csv").write_bytes(b"image,path\ncaf\xe9.png,a\n")
     result = run("eval", own, "--data", photos)
     assert result.exit_code == 0
     assert result.stderr.startswith("warning: whether the adapter was trained on these images is unknown: CSV ")
