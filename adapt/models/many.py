@@ -158,7 +158,7 @@ def _classifiers(models: Sequence[Model]) -> list[Adapted]:
         if not model.classifies:
             raise AdaptError(
                 f"the model with {model.method.name} on {model.backbone.describe()} answers questions; expected models "
-                "that classify: call model.predict(images, question=...)"
+                "that classify: ask it by itself, with a question"
             )
     return list(models)
 
