@@ -283,6 +283,7 @@ def filter_by_perplexity(
     check_free(out, "file")
     split = load(source, root)
     _check_files(split)
+    from adapt.data.readers.chats_file import row_of
     from adapt.evaluation import perplexity
     from adapt.evaluation.inference import Inference
 
@@ -293,7 +294,7 @@ def filter_by_perplexity(
     kept = perplexity.lowest(values, keep)
     parts = {part: getattr(split, part) for part in common.PARTS} | {"train": [split.train[row] for row in kept]}
     question = model.backbone.question
-    rows = [row for part, items in parts.items() for row in perplexity.rows_of_chats(items, part, split.root, question)]
+    rows = [row_of(item, part, split.root, question) for part, items in parts.items() for item in items]
     for row, place in zip(rows, kept):
         row["perplexity"] = values[place]
     write_text(out, "".join(f"{plain.dump(row)}\n" for row in rows))

@@ -283,10 +283,9 @@ def _by_adapters(
     of_items = opened({model.backbone.preprocess.turned for model in models})
     images: Iterable[Any] = of_items if query.items else chain.from_iterable(of_items)
     if len(models) > 1:
-        from adapt.models.many import predict_many_stream
+        from adapt.models.many import SideBySide
 
-        for row in predict_many_stream(models, images, query.top_k, threshold=query.threshold, sets=query.sets):
-            yield row, ()
+        yield from ((row, ()) for row in SideBySide(models).ask(images, query))
         return
     [model] = models
     if query.together:
