@@ -370,58 +370,45 @@ def _print(
         raise AdaptError(f"the adapter has {one}, so nothing can be measured: train it on several classes")
     held = None if level is None else measured_sets(model, items, level, Inference(cache=cache))
     scores = evaluate(model, items, cache=cache)
-    windows = windows_of(model, items, Inference(cache=cache))
-    others = {}
+    measured = f"{scores.images} {'' if part == common.ALL else f'{part} '}{split.noun} of {split.name}"
+    measured += f" ({len(split.class_names)} {split.task.classes_are})" if split.class_names else ""
+    told: dict[str, object] = {"method": model.method.name, "backbone": model.backbone.name}
+    told |= {"data": split.name, "part": part, "parts": _sizes(split)}
+    if blended or model.answers.blend != 1:
+        told["blend"] = model.answers.blend
+    told |= scores.reported() | scores.details()
+    lines = list(scores.lines(measured))
     if can_answer_together(model, items):
-        others["together"] = evaluate(model, items, cache=cache, together=True)
+        together = evaluate(model, items, cache=cache, together=True)
+        told["together"] = together.reported()
+        lines += together.lines("the same, answered together as one set")
     if has_bags(items):
-        others["by_image"] = evaluate(model, singles(items), cache=cache)
-    file, other = ("", None) if against is None else (str(against[0]), evaluate(against[1], items, cache=cache))
-    if as_json:
-        blend = {"blend": model.answers.blend} if blended or model.answers.blend != 1 else {}
-        figures = {
-            "data": split.name,
-            "part": part,
-            "parts": _sizes(split),
-            **blend,
-            **scores.reported(),
-            **scores.details(),
-            **{name: each.reported() for name, each in others.items()},
-        }
-        if held is not None:
-            figures["sets"] = held._asdict()
-        if windows:
-            figures["windows"] = [asdict(change) for change in windows]
-        if other is not None:
-            figures["against"] = {"adapter": file, **other.reported(), "difference": compared(scores, other)}
-        click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
-    else:
-        of_part = "" if part == common.ALL else f"{part} "
-        measured = f"{scores.images} {of_part}{split.noun} of {split.name}"
-        measured += f" ({len(split.class_names)} {split.task.classes_are})" if split.class_names else ""
-        lines = list(scores.lines(measured))
-        for name, each in others.items():
-            by_image = f"their {each.images} images, each by itself"
-            lines += each.lines("the same, answered together as one set" if name == "together" else by_image)
-        if held is not None:
-            told = f"{held.level:g}: {100 * held.coverage:.1f} % ({in_percent(held.interval)}) hold the true"
-            if held.by_class:
-                least = min(held.by_class, key=lambda name: held.by_class[name])
-                lines.append(
-                    f"sets at {told} class, {held.size:.2f} classes on average, {100 * held.empty:.1f} % empty; "
-                    f"least for {shown(least)}, {100 * held.by_class[least]:.1f} %"
-                )
-            else:
-                lines.append(f"intervals at {told} number, {held.size:.3g} wide on average")
-        if other is not None:
-            lines += [f"{shown(file)}: {line}" for line in other.lines(measured)]
-            lines.append(f"the first minus the second: {in_words(scores, other)}")
-        if windows:
-            from adapt.models.watch import summary
+        by_image = evaluate(model, singles(items), cache=cache)
+        told["by_image"] = by_image.reported()
+        lines += by_image.lines(f"their {by_image.images} images, each by itself")
+    if held is not None:
+        told["sets"] = held._asdict()
+        held_true = f"{held.level:g}: {100 * held.coverage:.1f} % ({in_percent(held.interval)}) hold the true"
+        if held.by_class:
+            least = min(held.by_class, key=lambda name: held.by_class[name])
+            lines.append(
+                f"sets at {held_true} class, {held.size:.2f} classes on average, {100 * held.empty:.1f} % empty; least "
+                f"for {shown(least)}, {100 * held.by_class[least]:.1f} %"
+            )
+        else:
+            lines.append(f"intervals at {held_true} number, {held.size:.3g} wide on average")
+    if against is not None:
+        other = evaluate(against[1], items, cache=cache)
+        told["against"] = {"adapter": str(against[0]), **other.reported(), "difference": compared(scores, other)}
+        lines += [f"{shown(against[0])}: {line}" for line in other.lines(measured)]
+        lines.append(f"the first minus the second: {in_words(scores, other)}")
+    if windows := windows_of(model, items, Inference(cache=cache)):
+        from adapt.models.watch import summary
 
-            lines.append(summary(windows))
-        lines.append(f"in brackets: {legend(scores.images, len(set(scores.kept_with)))}")
-        click.echo("\n".join(lines))
+        told["windows"] = [asdict(change) for change in windows]
+        lines.append(summary(windows))
+    lines.append(f"in brackets: {legend(scores.images, len(set(scores.kept_with)))}")
+    click.echo(plain.dump(told) if as_json else "\n".join(lines))
 
 
 def _print_languages(model: Adapted, items: Sequence[Item], names: Iterable[Item], as_json: bool, cache: bool) -> None:
