@@ -208,13 +208,13 @@ def predict(
         from adapt.loading import load_many
         from adapt.methods.base.traits import PoolsBags, trait
 
-        named, loaded = [*map(hub.spelled, members)], common.given_backbone(backbone, device)
+        paths, loaded = [*map(hub.spelled, members)], common.given_backbone(backbone, device)
         if average:
             from adapt.soups import average as averaged
 
-            models = [averaged(named, loaded, common.class_names(classes), device=device)]
+            models = [averaged(paths, loaded, common.class_names(classes), device=device)]
         else:
-            models = load_many(named, loaded, common.class_names(classes), device=device)
+            models = load_many(paths, loaded, common.class_names(classes), device=device)
         for model in models:
             if of_items and (pools := trait(model.method, PoolsBags)):
                 pools.check_views((file.called, file.view) for file in files)
@@ -227,7 +227,7 @@ def predict(
 
             models[0].check_query(query)
             drawn = MapFiles(maps, models[0], explain)
-        answers = _by_adapters(adapters, models, query, opened, len(files))
+        answers = _by_adapters(models, query, opened, len(files))
         if any(model.watch is not None for model in models):
             from adapt.models import watch
 
@@ -274,9 +274,7 @@ def _by_captions(index: Path, backbone: str | None, device: str, query: Query, o
         yield (prediction,), ()
 
 
-def _by_adapters(
-    adapters: Sequence[Path], models: Sequence[Model], query: Query, opened: Opened, count: int
-) -> Iterator[Answer]:
+def _by_adapters(models: Sequence[Model], query: Query, opened: Opened, count: int) -> Iterator[Answer]:
     """Yield the answers of all models to the query for each image or item; there are `count` images."""
     from adapt.methods.base.traits import OverSet, has_trait
 
