@@ -25,7 +25,7 @@ _COMMANDS = {
     "extend": ("train", "Add classes to an adapter, from images of them."),
     "label": ("serve", "Label images on a web page, the most useful ones first."),
     "eval": ("measure", "Measure an adapter on labelled images."),
-    "diff": ("differences", "Show what two adapters differ in, and which answers."),
+    "diff": ("differences", "Show what two adapters differ in."),
     "repeat": ("differences", "Train an adapter again as it was trained, and compare bit for bit."),
     "sets": ("measure", "Calibrate an adapter for sets of classes with a guarantee."),
     "certify": ("measure", "Measure an adapter's latency, memory, operations and size on this machine."),

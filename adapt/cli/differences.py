@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,15 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import click
 
 from adapt.cli import options as common
-from adapt.cli.measure import in_words, measured_items, note_learned
-from adapt.cli.options import Option, command
+from adapt.cli.measure import in_words
+from adapt.cli.options import command
 from adapt.common import plain
-from adapt.common.devices import AUTO
-from adapt.common.disk import check_free, check_writable, write_text
-from adapt.common.errors import AdaptError
-from adapt.common.plain import JsonObject
+from adapt.common.disk import check_free
 from adapt.common.shown import first_of, shown
-from adapt.data.readers import load as load_data
 
 if TYPE_CHECKING:
     from adapt.training.repeating import Differences, Provenance
@@ -89,7 +84,8 @@ def repeat(
     else:
         after = replace(found, facts=left, blocks={}, images={})
         why = f"perhaps because of {first_of(causes, 8, '; ')}" if causes else "though nothing that is recorded differs"
-        click.echo("\n".join([verdict, *_tables(after, "then", "now"), *([] if same else [why])]))
+        answers = [f"the first minus the second: {in_words(*found.answers)}"] if found.answers else []
+        click.echo("\n".join([verdict, *_tables(after, "then", "now"), *answers, *([] if same else [why])]))
         click.echo(f"run        {out}" * (out is not None), nl=out is not None)
     if not same or left:
         sys.exit(_OTHER_BITS)
@@ -100,72 +96,29 @@ def diff(
     first: Path,
     second: Path,
     *,
-    data: Annotated[str | None, f"Also answer labelled images with both: {common.SOURCES}."] = None,
-    root: common.Root = None,
-    names: common.ReadableNames = None,
-    part: common.PartToMeasure = "test",
-    report: Annotated[Path | None, "HTML file to write, with pictures of the images whose answer differs."] = None,
-    backbone: common.OfAdapter = None,
-    device: common.RunsOn = AUTO,
-    cache: common.CacheFeatures = True,
     as_json: common.AsJson = False,
-    as_csv: Annotated[bool, Option("Print a CSV row for each image whose answer differs.", "--csv")] = False,
 ) -> None:
     """Show what the adapters FIRST and SECOND, files or folders of runs, differ in.
 
     These are settings, versions and machines, the images that they learned from (where both runs are here), and how
-    much each block changed: the norm of the difference over the larger of the two norms. With --data, both answer
-    labelled images: the difference of their accuracies is told, with its interval and a test, and which answers differ.
+    much each block changed: the norm of the difference over the larger of the two norms. What their answers differ in
+    is told by `adapt eval FIRST --against SECOND`.
 
     \b
     Examples:
       adapt diff runs/first runs/second
-      adapt diff runs/first runs/second --data emoji --report difference.html
     """
-    if as_csv and (as_json or data is None):
-        raise AdaptError("--csv lists images whose answer differs: give labelled images with --data, and not --json")
-    if report is not None:
-        check_writable(report)
-        if report.suffix.lower() not in (".html", ".htm"):
-            raise AdaptError(f"--report is {report}; expected a file name that ends in .html")
-    from adapt.protocols.tables import as_csv as as_table
     from adapt.training.repeating import differences, provenance
 
-    both, lines = (provenance(first), provenance(second)), list[str]()
-    found, told = differences(*both), JsonObject(first=str(first), second=str(second))
-    if data is not None:
-        from adapt.evaluation.evaluate import evaluate
-        from adapt.evaluation.intervals import legend
-
-        split = load_data(data, root, names, note=True)
-        items = measured_items(split, part)
-        models = [common.load_adapter(path, backbone, device) for path in (first, second)]
-        scores = [evaluate(model, items, cache=cache) for model in models]
-        found, told["scores"] = found.answered(*scores), [each.reported() for each in scores]
-        for path, each in zip((first, second), scores, strict=True):
-            note_learned(path, split, items)
-            measured = f"{each.images} {split.noun} of {split.name}"
-            lines += [f"{shown(path)}: {line}" for line in each.lines(measured)]
-        assert found.answers is not None  # they are now
-        lines.append(f"the first minus the second: {in_words(scores[0], found.answers)}")
-        lines.append(f"in brackets: {legend(scores[0].images, len(set(scores[0].kept_with)))}")
-    # figures of other test images say little beside those above
-    compared = replace(found, facts={key: found.facts[key] for key in found.facts if key[:8] != "metrics."})
-    if report is not None:
-        from adapt.protocols.report import difference_report
-
-        cells, turned = _cells(compared, "first", "second"), both[0].header.preprocess["turned"]
-        write_text(report, difference_report(f"{first} and {second}", cells, lines, found.flips, turned))
-    if as_csv:
-        if found.answers is None or found.answers.alone is None:
-            raise AdaptError("--csv lists answers that are right or wrong, and these are of another kind: leave it out")
-        columns = ("path", "class", "first", "second", "kind")
-        click.echo(as_table([columns, *([row[column] for column in columns] for row in found.flips)]))
-    elif as_json:
-        click.echo(plain.dump(told | found.to_dict()))
-    else:
-        heads = [f"{word:<10} {_described(each)}" for word, each in zip(("first", "second"), both, strict=True)]
-        click.echo("\n".join([*heads, *_tables(compared, "first", "second"), *lines]))
+    both = (provenance(first), provenance(second))
+    found = differences(*both)
+    if as_json:
+        click.echo(plain.dump({"first": str(first), "second": str(second)} | found.to_dict()))
+        return
+    heads = [f"{word:<10} {_described(each)}" for word, each in zip(("first", "second"), both, strict=True)]
+    # figures of other test images say little
+    alike = replace(found, facts={key: found.facts[key] for key in found.facts if key[:8] != "metrics."})
+    click.echo("\n".join([*heads, *_tables(alike, "first", "second")]))
 
 
 def _described(adapter: Provenance) -> str:
@@ -173,14 +126,14 @@ def _described(adapter: Provenance) -> str:
     return f"{shown(adapter.file)}: {header.method} on {shown(header.backbone)}, seed {header.seed}"
 
 
-def _cells(found: Differences, first: str, second: str) -> list[list[Sequence[str]]]:
-    """Return tables of what differs, each with a header; `first` and `second` are the headings of the two adapters."""
-    kinds, tensors = [row["kind"] for row in found.flips], dict(found.tensors)
+def _tables(found: Differences, first: str, second: str) -> list[str]:
+    """Return tables of what differs; `first` and `second` are the headings of the two adapters."""
+    from adapt.protocols.tables import as_text
+
+    tensors: dict[str, float | str] = dict(found.tensors)
     if found.equal_tensors:
         tensors = {f"{found.equal_tensors:,} with the same bits": "", **tensors}
     names = {kind: ["/".join(path.split("/")[-2:]) for path in paths] for kind, paths in found.images.items()}
-    compared = found.answers is not None and found.answers.alone is not None  # right or wrong, each
-    counts = {kind: str(kinds.count(kind)) for kind in kinds or ["none"] * compared}
     tables: dict[tuple[str, ...], list[tuple[object, ...]]] = {
         ("differs in", first, second): [(key, *map(_short, pair)) for key, pair in found.facts.items()],
         ("images", "", "such as"): [
@@ -188,21 +141,13 @@ def _cells(found: Differences, first: str, second: str) -> list[list[Sequence[st
         ],
         ("block", "relative change"): [(name, value) for name, value in found.blocks.items() if value],
         ("tensors", "largest difference"): [*tensors.items()],
-        ("answers that differ", "images"): [*counts.items()],
     }
-    cells: list[list[Sequence[str]]] = []
+    lines = list[str]()
     for header, rows in tables.items():
         rows[_MOST:] = [(f"and {len(rows) - _MOST:,} more: --json", *[""] * (len(header) - 1))] * (len(rows) > _MOST)
         texts = [[f"{cell:.3g}" if isinstance(cell, float) else shown(cell) for cell in row] for row in rows]
-        cells += [[header, *texts]] if rows else []
-    return cells
-
-
-def _tables(found: Differences, first: str, second: str) -> list[str]:
-    """Return the tables of `_cells` as text, each with an empty line around it."""
-    from adapt.protocols.tables import as_text
-
-    return [text for cells in _cells(found, first, second) for text in ("", as_text(cells))] + [""]
+        lines += ["", as_text([header, *texts])] if rows else []
+    return [*lines, ""]
 
 
 def _short(value: object) -> str:

@@ -23,13 +23,12 @@ from adapt.data.bags import has_bags, singles
 from adapt.data.emoji import bundled
 from adapt.data.readers import load as load_data
 from adapt.data.readers import published
-from adapt.data.readers.lines import csv_rows
 from adapt.protocols import papers
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.data.split import Split
-    from adapt.evaluation.scores import Difference, Scores
+    from adapt.evaluation.scores import Scores
     from adapt.models.base import Adapted
     from adapt.protocols.reproduction import Reproduction
 
@@ -271,24 +270,22 @@ def zeroshot(
 
 
 def note_learned(adapter: Path, split: Split, items: Sequence[Item]) -> None:
-    """Print a warning if the run that `adapter` is from, or the adapter of, was trained on some of the `items`.
+    """Print a warning if `adapter`, a file or the folder of a run, has learned from some of the `items`.
 
     Tasks in which an image has several items, such as questions, may learn from one and be measured on another.
     """
-    from adapt.training.run import PICKS
+    from adapt.data.decoding.files import file_id
+    from adapt.training.run import seen_images
 
-    listed = (adapter if adapter.is_dir() else adapter.parent) / PICKS
-    if not (listed.is_file() and split.task.once_an_image):
-        return
     try:
-        learned = {row.get("path") for row in csv_rows(listed)[1]}
+        seen = seen_images(adapter) if split.task.once_an_image else None
     except AdaptError as error:
         click.echo(f"warning: whether the adapter was trained on these {split.noun} is unknown: {error}", err=True)
         return
-    if known := sum(not learned.isdisjoint(item.paths) for item in items):
+    if known := sum(not seen.isdisjoint(map(file_id, item.paths)) for item in items) if seen else 0:
         click.echo(
-            f"warning: the adapter was trained on {known:,} of these {len(items):,} {split.noun} (listed in {listed}), "
-            "so that the figures say little about new ones",
+            f"warning: the adapter was trained on {known:,} of these {len(items):,} {split.noun}, or something was "
+            "chosen on them, so that the figures say little about new ones",
             err=True,
         )
 
@@ -363,7 +360,7 @@ def _print(
     from adapt.evaluation.evaluate import evaluate
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.intervals import in_percent, legend
-    from adapt.evaluation.scores import difference
+    from adapt.evaluation.scores import compared
     from adapt.evaluation.sets import measured as measured_sets
     from adapt.evaluation.watching import windows_of
     from adapt.models.answer import can_answer_together
@@ -373,59 +370,45 @@ def _print(
         raise AdaptError(f"the adapter has {one}, so nothing can be measured: train it on several classes")
     held = None if level is None else measured_sets(model, items, level, Inference(cache=cache))
     scores = evaluate(model, items, cache=cache)
-    windows = windows_of(model, items, Inference(cache=cache))
-    others = {}
+    measured = f"{scores.images} {'' if part == common.ALL else f'{part} '}{split.noun} of {split.name}"
+    measured += f" ({len(split.class_names)} {split.task.classes_are})" if split.class_names else ""
+    told: dict[str, object] = {"method": model.method.name, "backbone": model.backbone.name}
+    told |= {"data": split.name, "part": part, "parts": _sizes(split)}
+    if blended or model.answers.blend != 1:
+        told["blend"] = model.answers.blend
+    told |= scores.reported() | scores.details()
+    lines = list(scores.lines(measured))
     if can_answer_together(model, items):
-        others["together"] = evaluate(model, items, cache=cache, together=True)
+        together = evaluate(model, items, cache=cache, together=True)
+        told["together"] = together.reported()
+        lines += together.lines("the same, answered together as one set")
     if has_bags(items):
-        others["by_image"] = evaluate(model, singles(items), cache=cache)
-    file, other = ("", None) if against is None else (str(against[0]), evaluate(against[1], items, cache=cache))
-    if as_json:
-        blend = {"blend": model.answers.blend} if blended or model.answers.blend != 1 else {}
-        figures = {
-            "data": split.name,
-            "part": part,
-            "parts": _sizes(split),
-            **blend,
-            **scores.reported(),
-            **scores.details(),
-            **{name: each.reported() for name, each in others.items()},
-        }
-        if held is not None:
-            figures["sets"] = held._asdict()
-        if windows:
-            figures["windows"] = [asdict(change) for change in windows]
-        if other is not None:
-            apart = difference(scores, other)._asdict()
-            figures["against"] = {"adapter": file, **other.reported(), "difference": apart}
-        click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
-    else:
-        of_part = "" if part == common.ALL else f"{part} "
-        measured = f"{scores.images} {of_part}{split.noun} of {split.name}"
-        measured += f" ({len(split.class_names)} {split.task.classes_are})" if split.class_names else ""
-        lines = list(scores.lines(measured))
-        for name, each in others.items():
-            by_image = f"their {each.images} images, each by itself"
-            lines += each.lines("the same, answered together as one set" if name == "together" else by_image)
-        if held is not None:
-            told = f"{held.level:g}: {100 * held.coverage:.1f} % ({in_percent(held.interval)}) hold the true"
-            if held.by_class:
-                least = min(held.by_class, key=lambda name: held.by_class[name])
-                lines.append(
-                    f"sets at {told} class, {held.size:.2f} classes on average, {100 * held.empty:.1f} % empty; "
-                    f"least for {shown(least)}, {100 * held.by_class[least]:.1f} %"
-                )
-            else:
-                lines.append(f"intervals at {told} number, {held.size:.3g} wide on average")
-        if other is not None:
-            lines += [f"{shown(file)}: {line}" for line in other.lines(measured)]
-            lines.append(f"the first minus the second: {in_words(scores, difference(scores, other))}")
-        if windows:
-            from adapt.models.watch import summary
+        by_image = evaluate(model, singles(items), cache=cache)
+        told["by_image"] = by_image.reported()
+        lines += by_image.lines(f"their {by_image.images} images, each by itself")
+    if held is not None:
+        told["sets"] = held._asdict()
+        held_true = f"{held.level:g}: {100 * held.coverage:.1f} % ({in_percent(held.interval)}) hold the true"
+        if held.by_class:
+            least = min(held.by_class, key=lambda name: held.by_class[name])
+            lines.append(
+                f"sets at {held_true} class, {held.size:.2f} classes on average, {100 * held.empty:.1f} % empty; least "
+                f"for {shown(least)}, {100 * held.by_class[least]:.1f} %"
+            )
+        else:
+            lines.append(f"intervals at {held_true} number, {held.size:.3g} wide on average")
+    if against is not None:
+        other = evaluate(against[1], items, cache=cache)
+        told["against"] = {"adapter": str(against[0]), **other.reported(), "difference": compared(scores, other)}
+        lines += [f"{shown(against[0])}: {line}" for line in other.lines(measured)]
+        lines.append(f"the first minus the second: {in_words(scores, other)}")
+    if windows := windows_of(model, items, Inference(cache=cache)):
+        from adapt.models.watch import summary
 
-            lines.append(summary(windows))
-        lines.append(f"in brackets: {legend(scores.images, len(set(scores.kept_with)))}")
-        click.echo("\n".join(lines))
+        told["windows"] = [asdict(change) for change in windows]
+        lines.append(summary(windows))
+    lines.append(f"in brackets: {legend(scores.images, len(set(scores.kept_with)))}")
+    click.echo(plain.dump(told) if as_json else "\n".join(lines))
 
 
 def _print_languages(model: Adapted, items: Sequence[Item], names: Iterable[Item], as_json: bool, cache: bool) -> None:
@@ -437,16 +420,21 @@ def _print_languages(model: Adapted, items: Sequence[Item], names: Iterable[Item
     told = dict[str, object]()
     cells = [["language", "classes", "images", "by its names", "by the data's", "difference"]]
     for language, own, data in by_language(model, items, names, cache):
-        apart = difference(own, data)
-        shares = own.share("accuracy"), data.share("accuracy"), in_words(own, apart).partition(" points")[0]
+        shares = own.share("accuracy"), data.share("accuracy"), in_words(own, data).partition(" points")[0]
         cells.append([language, str(len({*own.actual})), str(own.images), *shares])
-        told[language] = {"translated": own.reported(), "data": data.reported(), "difference": apart._asdict()}
+        told[language] = {
+            "translated": own.reported(),
+            "data": data.reported(),
+            "difference": difference(own, data)._asdict(),
+        }
     click.echo(plain.dump(told) if as_json else as_text(cells))
 
 
-def in_words(scores: Scores, found: Difference) -> str:
+def in_words(scores: Scores, other: Scores) -> str:
     """Return the difference of two models as text, with its interval and the test that it was put to."""
-    figure = scores.compared_by
+    from adapt.evaluation.scores import difference
+
+    found, figure = difference(scores, other), scores.compared_by
     sign, form = (100, "+.1f") if figure.share else (-1, "+.4g")  # of errors, a merit is minus the figure
     merit, *ends = (format(sign * value + 0.0, form) for value in (found.merit, *(found.interval or ())))
     between = f" ({' to '.join(ends[:: 1 if figure.share else -1])})" if ends else ""

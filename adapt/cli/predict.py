@@ -21,7 +21,7 @@ from adapt.common.devices import AUTO
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
 from adapt.common.progress import counting_bar
-from adapt.common.shown import SEPARATOR, csv_text, first_of, shown
+from adapt.common.shown import SEPARATOR, csv_text, shown
 from adapt.formats import distinct_names
 
 if TYPE_CHECKING:
@@ -40,6 +40,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger("adapt")
 
 _AT_ONCE = 100  # windows of images that are compared together, so that each has images from all over a folder
+# what is given with an option that does not go with it
+_APART = {
+    "--json": ("--csv",),
+    "--vocabulary-free": (
+        "--classes", "--question", "--explain", "--set", "--threshold", "--sets", "--average", "--together",
+        "--at-a-time", "--items", "--maps", "--boxes",
+    ),
+    "--question": ("several adapters",),
+    "--explain": ("--threshold", "--csv", "several adapters"),
+    "--together": ("several adapters", "--question", "--explain"),
+    "items of several images": ("several adapters", "--question", "--explain", "--together"),
+    "--boxes": ("--csv", "items of several images", "several adapters"),
+    "--maps": ("several adapters", "--question", "items of several images"),
+}  # fmt: skip
 ONE_CLASS, FEW_CLASSES = 1, 5  # shown per image by default: in a CSV, and in text or JSON
 
 
@@ -159,44 +173,25 @@ def predict(
       adapt predict runs/lora photos/ --explain --maps why
       adapt predict --vocabulary-free captions.safetensors photos/
     """
-    if as_json and as_csv:
-        raise AdaptError("--json and --csv are two formats of one output: give only one of them")
-    others = classes or question or explain or at_use or together or at_a_time or items or average or maps or boxes
-    others = others or threshold is not None or sets is not None
-    if vocabulary_free is not None and others:
-        raise AdaptError(
-            "--vocabulary-free predicts words from captions: leave out --classes, --question, --explain, --set, "
-            "--threshold, --sets, --average, --together, --at-a-time, --items, --maps and --boxes"
-        )
     top_k = top_k or (ONE_CLASS if as_csv else FEW_CLASSES)
     adapters = [] if vocabulary_free is not None else _adapters(adapter, images)
     files = list(image_files((adapter, *images)[len(adapters) :], items))
     members, adapters = adapters, adapters[:1] if average else adapters
     of_items = vocabulary_free is None and any(file.item for file in files)
-    if explain and threshold is not None:
-        raise AdaptError("--explain always shows the most probable classes, without a threshold: leave --threshold out")
-    if explain and (as_csv or len(adapters) > 1):
-        raise AdaptError("--explain takes a single adapter and prints text or JSON: leave --csv and other adapters out")
+    given = {
+        "--json": as_json, "--csv": as_csv, "--vocabulary-free": vocabulary_free, "--explain": explain,
+        "--together": together, "--boxes": boxes, "--maps": maps, "--question": question, "--classes": classes,
+        "--set": at_use, "--average": average, "--at-a-time": at_a_time, "--items": items,
+        "--threshold": threshold is not None, "--sets": sets is not None, "items of several images": of_items,
+        "several adapters": len(adapters) > 1,
+    }  # fmt: skip
+    for option, others in _APART.items():
+        if given[option] and (clashing := [each for each in others if given[each]]):
+            raise AdaptError(f"{option} cannot go with {' and '.join(clashing)}: leave one or the other out")
     if at_a_time is not None and not together:
         raise AdaptError("--at-a-time divides the images that --together answers: give --together, or leave it out")
-    if together and (len(adapters) > 1 or question or explain):
-        raise AdaptError("--together takes a single adapter and classifies images: leave --question and --explain out")
-    if of_items and (len(adapters) > 1 or question or explain or together):
-        raise AdaptError(
-            "items of several images are classified by a single adapter, without --question, --explain and "
-            "--together: give one adapter, and leave these options out"
-        )
-    if boxes and (as_csv or of_items or len(adapters) > 1):
-        raise AdaptError(
-            "--boxes takes a single adapter and single images, and prints text or JSON: leave --csv, --items and other "
-            "adapters out"
-        )
     if maps is not None:
         check_free(maps)
-        if len(adapters) > 1 or question or of_items:
-            raise AdaptError(
-                "--maps takes a single adapter and single images, without --question: leave --maps or these options out"
-            )
     write: Write = partial(_json if as_json else _lines, [*map(hub.spelled, adapters)])
     if as_csv:
         write = Columns(adapters, threshold is not None, top_k, sets is not None)
@@ -213,13 +208,13 @@ def predict(
         from adapt.loading import load_many
         from adapt.methods.base.traits import PoolsBags, trait
 
-        given = [*map(hub.spelled, members)], common.given_backbone(backbone, device), common.class_names(classes)
+        paths, loaded = [*map(hub.spelled, members)], common.given_backbone(backbone, device)
         if average:
             from adapt.soups import average as averaged
 
-            models = [averaged(*given, device=device)]
+            models = [averaged(paths, loaded, common.class_names(classes), device=device)]
         else:
-            models = load_many(*given, device=device)
+            models = load_many(paths, loaded, common.class_names(classes), device=device)
         for model in models:
             if of_items and (pools := trait(model.method, PoolsBags)):
                 pools.check_views((file.called, file.view) for file in files)
@@ -232,7 +227,7 @@ def predict(
 
             models[0].check_query(query)
             drawn = MapFiles(maps, models[0], explain)
-        answers = _by_adapters(adapters, models, query, opened, len(files))
+        answers = _by_adapters(models, query, opened, len(files))
         if any(model.watch is not None for model in models):
             from adapt.models import watch
 
@@ -279,32 +274,18 @@ def _by_captions(index: Path, backbone: str | None, device: str, query: Query, o
         yield (prediction,), ()
 
 
-def _by_adapters(
-    adapters: Sequence[Path], models: Sequence[Model], query: Query, opened: Opened, count: int
-) -> Iterator[Answer]:
+def _by_adapters(models: Sequence[Model], query: Query, opened: Opened, count: int) -> Iterator[Answer]:
     """Yield the answers of all models to the query for each image or item; there are `count` images."""
     from adapt.methods.base.traits import OverSet, has_trait
 
     of_items = opened({model.backbone.preprocess.turned for model in models})
     images: Iterable[Any] = of_items if query.items else chain.from_iterable(of_items)
     if len(models) > 1:
-        answering = [adapter for adapter, model in zip(adapters, models, strict=True) if not model.classifies]
-        if answering or query.question is not None:
-            named = f"; {first_of(answering)} answers questions" if answering else ""
-            raise AdaptError(
-                "several adapters are shown side by side only if all of them classify images, without --question"
-                f"{named}: give one adapter at a time"
-            )
-        from adapt.models.many import predict_many_stream
+        from adapt.models.many import SideBySide
 
-        for row in predict_many_stream(models, images, query.top_k, threshold=query.threshold, sets=query.sets):
-            yield row, ()
+        yield from ((row, ()) for row in SideBySide(models).ask(images, query))
         return
     [model] = models
-    if query.question is None and not model.classifies:
-        raise AdaptError(f"{adapters[0]} answers questions: give --question")
-    if query.question is not None and not model.answers_questions:
-        raise AdaptError(f"{adapters[0]} classifies images: leave --question out")
     if query.together:
         with counting_bar("reading images", True) as bar:
             answers: Iterable[Any] = list(model.ask(images if bar is None else _counted(images, bar, count), query))

@@ -9,11 +9,14 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from adapt.common import plain
 from adapt.common.errors import AdaptError
 from adapt.common.shown import csv_text
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 _PART = 16 * 2**10
 _KINDS = ((stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISCHR, "device"), (stat.S_ISBLK, "device"))
@@ -123,6 +126,21 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             new.rename(path)
     except OSError as error:
         raise AdaptError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+
+
+def locked(folder: Path, user: str) -> BaseFileLock:
+    """Return a held lock on a folder, which is created. Raises AdaptError if another `user`, such as a run, has it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise AdaptError(f"{folder} is in use by another {user}: wait, or choose another --out") from None
+    except OSError as error:
+        raise AdaptError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from error
+    return lock
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import NotRequired, TypedDict
 
 Progress = Callable[[int, int], None]  # called with the number done and the total
@@ -41,55 +40,37 @@ def _describe(entry: LogEntry) -> str:
 @contextmanager
 def training_bar(total: int, done: int, show: bool, title: str = "training") -> Iterator[Report]:
     """Yield a callback that displays progress after each training step, starting from `done` of `total` steps."""
-    if not show:
-        yield lambda entry: None
-    elif sys.stderr.isatty():
-        with _bar(title, total, done) as update:
-            yield lambda entry: update(advance=1, description=_describe(entry))
-    else:
-        due = _due(done)
-
-        def report(entry: LogEntry) -> None:
-            if (left := due(entry["step"], total)) is not None:
-                logger.info("%s  step %d of %d  %s%s", title, entry["step"], total, _describe(entry), left)
-
-        yield report
+    with counting_bar(title, show, done) as bar:
+        yield lambda entry: None if bar is None else bar(entry["step"], total, _describe(entry))
 
 
 @contextmanager
-def counting_bar(title: str, show: bool) -> Iterator[Progress | None]:
-    """Yield a callback `(done, total)` that displays progress, or None if none is shown."""
+def counting_bar(title: str, show: bool, before: int = 0) -> Iterator[Callable[..., None] | None]:
+    """Yield a callback `(done, total, note="")` that displays progress from `before` on, or None if none is shown.
+
+    Where there is no terminal, the end is told only with a note.
+    """
     if not show:
         yield None
-        return
-    if sys.stderr.isatty():
-        with _bar(title, 1, 0) as update:
-            yield lambda done, total: update(completed=done, total=total)
-        return
-    due = _due(0)
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
 
-    def report(done: int, total: int) -> None:
-        if left := due(done, total):
-            logger.info("%s  %s of %s%s", title, f"{done:,}", f"{total:,}", left)
+        note_column = TextColumn("{task.description}")
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note_column)
+        with Bars(*columns, console=Console(stderr=True)) as bars:
+            task = bars.add_task("", total=None, completed=before)
+            yield lambda done, total, note="": bars.update(task, completed=done, total=total, description=note)
+    else:
+        due = _due(before)
 
-    yield report
+        def report(done: int, total: int, note: str = "") -> None:
+            left = due(done, total)
+            if left or (note and left is not None):
+                logger.info("%s", f"{title}  {done:,} of {total:,}{note and '  ' + note}{left}")
 
-
-@contextmanager
-def _bar(title: str, total: int, done: int) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on stderr, and yield the function that updates it (rich's `Progress.update`)."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield partial(progress.update, progress.add_task("", total=total, completed=done))
+        yield report
 
 
 def _due(before: int) -> Callable[[int, int], str | None]:

@@ -39,21 +39,3 @@ def lowest(values: Sequence[float], share: float) -> list[int]:
     """Return the places of the lowest `share` of values, at least one, in the order in which they were given."""
     ascending = sorted(range(len(values)), key=values.__getitem__)
     return sorted(ascending[: max(1, round(share * len(values)))])
-
-
-def rows_of_chats(items: Sequence[Item], part: str, root: str, question: str) -> list[dict[str, object]]:
-    """Return items of one part of a split as rows of conversations, with the paths of images below `root`.
-
-    `question` asks for the class of an image. `adapt.data.readers.chats_file` reads such rows.
-    """
-    return [
-        {
-            "messages": [  # answers that training does not learn are marked
-                message if turn.learned else message | {"loss": False}
-                for turn, message in zip(chat.turns, chat.messages(), strict=True)
-            ],
-            "images": [path.removeprefix(root).lstrip("/") for path in item.paths],
-            "split": part,
-        }
-        for item, chat in ((item, item.task.chat(item, question)) for item in items)
-    ]

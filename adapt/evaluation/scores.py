@@ -250,6 +250,20 @@ def difference(one: Scores, other: Scores) -> Difference:
     return Difference(merit, interval, intervals.mcnemar(*alone) if independent else p, alone)
 
 
+def compared(one: Scores, other: Scores) -> JsonObject:
+    """Return the `difference` as plain data, with `flips`, the images that two models answer differently.
+
+    There are none of answers that are not right or wrong, such as numbers.
+    """
+    apart, rows = difference(one, other), zip(one.paths, one.actual, one.predicted, other.predicted)
+    flips = [
+        {"path": path, "class": actual, "first": first, "second": second}
+        for path, actual, first, second in rows
+        if first != second and apart.alone is not None
+    ]
+    return apart._asdict() | {"flips": flips}
+
+
 def main_figure(figures: JsonObject) -> tuple[str, str]:
     """Return the name of the main metric, by which models are compared, and its title in tables."""
     return figures.get("main", Scores.main), figures.get("main_title", Scores.main_title)

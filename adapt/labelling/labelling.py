@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from adapt.backbones.base import Backbone
 from adapt.common.devices import AUTO
-from adapt.common.disk import check_outside, write_csv, write_json, write_text
+from adapt.common.disk import check_outside, locked, write_csv, write_json, write_text
 from adapt.common.errors import AdaptError, nearest
 from adapt.data.item import Item
 from adapt.data.readers.lines import csv_rows
@@ -154,19 +153,6 @@ class Begun(BaseModel):
         return cls(run=own.run, sources=list(dict.fromkeys([*earlier, *own.sources])))
 
 
-def locked(out: Path) -> FileLock:
-    """Return a held lock on a folder, which is created. Raises AdaptError if another process holds it."""
-    lock = FileLock(out / ".lock")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise AdaptError(f"{out} is in use by another labelling: end it, or choose another --out") from None
-    except OSError as error:
-        raise AdaptError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
-    return lock
-
-
 SPARE = 2  # times as many images are proposed as answers are wanted, since some are skipped
 
 
@@ -207,7 +193,7 @@ class Labelling:
         self.out, self._progress, self._recipe = out, progress, recipe_of(run)
         check_outside(out, self._recipe.data.source, "the run's data")
         own = of_run(self._recipe, progress)
-        self._lock = locked(out)
+        self._lock = locked(out, "labelling")
         begun = Begun.of(out, run, sources)
         self.data, self._doubts = gathered(own, list(map(Path, begun.sources)), progress)
         rounds = stored.read(out / ROUNDS, list[LabelRound], "rounds") if (out / ROUNDS).exists() else []

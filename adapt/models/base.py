@@ -123,11 +123,6 @@ class Adapted(nn.Module, Generic[B]):
         return False
 
     @property
-    def answers_questions(self) -> bool:
-        """Whether `predict` answers a question about each image."""
-        return True
-
-    @property
     def draws_maps(self) -> bool:
         """Whether `predict` can say where an image looks abnormal."""
         return False

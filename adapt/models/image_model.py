@@ -116,10 +116,6 @@ class ImageModel(Adapted[E]):
         return True
 
     @property
-    def answers_questions(self) -> bool:
-        return False
-
-    @property
     def draws_maps(self) -> bool:
         draws = trait(self.method, DrawsMaps)
         return draws is not None and draws.normal_class in self.class_names

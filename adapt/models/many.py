@@ -41,30 +41,8 @@ def predict_many(
     tower share image features, and models that edit later blocks share the earlier blocks. Raises AdaptError in the
     cases that `predict` lists, and for a model that does not classify.
     """
-    return list(
-        predict_many_stream(
-            models, images, top_k, batch_size, threshold=threshold, sets=sets, features=features, urls=urls
-        )
-    )
-
-
-def predict_many_stream(
-    models: Sequence[Model],
-    images: object,
-    top_k: int = 5,
-    batch_size: int = 64,
-    *,
-    threshold: float | None = None,
-    sets: float | None = None,
-    features: bool = False,
-    urls: bool = False,
-) -> Iterator[tuple[Prediction, ...]]:
-    """Yield the tuples of `predict_many` one by one, with only one batch of images in memory."""
-    query, together = Query(top_k, threshold, features, sets=sets), SideBySide(models)
-    together.check_query(query)
-    pixels = (together.pixels(image, urls=urls) for image in each_of(images))
-    for batch in in_batches(pixels, max(1, batch_size // (1 + together.views))):
-        yield from together.predictions(batch, query)
+    query = Query(top_k, threshold, features, sets=sets)
+    return list(SideBySide(models).ask(images, query, batch_size, urls=urls))
 
 
 class SideBySide:
@@ -82,6 +60,15 @@ class SideBySide:
         self._groups = list(groups.values())
         self._readers = [next(iter(group.values())) for group in self._groups]
         self._transforms = [model.transform() for model in self._readers]
+
+    def ask(
+        self, images: object, query: Query, batch_size: int = 64, *, urls: bool = False
+    ) -> Iterator[tuple[Prediction, ...]]:
+        """Yield a tuple of all models' predictions for each image, with only one batch of images in memory."""
+        self.check_query(query)
+        pixels = (self.pixels(image, urls=urls) for image in each_of(images))
+        for batch in in_batches(pixels, max(1, batch_size // (1 + self.views))):
+            yield from self.predictions(batch, query)
 
     def check_query(self, query: Query) -> None:
         """Raise AdaptError if one of the models cannot answer the query. Maps are of the models that draw some."""
@@ -158,7 +145,7 @@ def _classifiers(models: Sequence[Model]) -> list[Adapted]:
         if not model.classifies:
             raise AdaptError(
                 f"the model with {model.method.name} on {model.backbone.describe()} answers questions; expected models "
-                "that classify: call model.predict(images, question=...)"
+                "that classify: ask it by itself, with a question"
             )
     return list(models)
 

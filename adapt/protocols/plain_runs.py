@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,8 @@ from adapt.recipe import DataSection, Recipe
 from adapt.recipe.file import read_file
 
 HEADER = ["", "gain", "zero-shot", "adapted", "data", "shots", "seeds", "calibration error", "parameters", "seconds"]
-# settings that name no run
-_USUAL = Recipe(method={"name": ""}, data=DataSection(source="")).model_dump(mode="json", exclude={"method"})
+_USUAL = dict(plain.leaves(Recipe(method={"name": ""}, data=DataSection(source="")).model_dump(mode="json")))
+_ELSEWHERE = ("seed", "data.source", "data.shots", "backbone")  # shown in other columns, or on another page
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class PlainRun:
     """A finished run: its folder, its recipe as plain data, and its metrics."""
 
     path: Path
-    recipe: dict[str, object]
+    recipe: JsonObject
     metrics: JsonObject
 
     @property
@@ -50,11 +52,6 @@ class PlainRun:
         """The adapted model's metric minus the zero-shot metric; None if either metric was not measured."""
         return None if self.adapted is None or self.zero_shot is None else self.adapted - self.zero_shot
 
-    @property
-    def settings(self) -> dict[str, object]:
-        """The settings of the recipe by dotted key, such as train.lr, without the seed."""
-        return {key: value for key, value in plain.leaves(self.recipe) if key != "seed"}
-
 
 def is_run(path: Path) -> bool:
     """Return whether the folder `path` is the directory of a finished run."""
@@ -69,7 +66,7 @@ def read_run(path: Path) -> PlainRun:
 
 def pooled(runs: Sequence[PlainRun]) -> list[list[PlainRun]]:
     """Return groups of runs that differ only by seed, ordered by the first run of each group."""
-    return list(grouped((repr(sorted(run.settings.items())), run) for run in runs).values())
+    return list(grouped((repr(sorted(plain.leaves(run.recipe | {"seed": None}))), run) for run in runs).values())
 
 
 def plain_table(runs: Sequence[PlainRun]) -> list[list[str]]:
@@ -78,7 +75,7 @@ def plain_table(runs: Sequence[PlainRun]) -> list[list[str]]:
     Runs without test images have `not measured` as the adapted model's metric, and other metrics are empty.
     """
     groups = pooled(runs)
-    return [HEADER, *map(_row, names(groups), groups)]
+    return [HEADER, *map(_row, titles([group[0].recipe for group in groups]), groups)]
 
 
 def nearest_the_mean(group: Sequence[PlainRun]) -> PlainRun:
@@ -96,26 +93,33 @@ def mean_gain(group: Sequence[PlainRun]) -> float | None:
     return statistics.mean(gains) if gains else None
 
 
-def names(groups: Sequence[Sequence[PlainRun]]) -> list[str]:
-    """Return a name for each group of runs: the method, and the settings that differ between groups of one method."""
-    methods = [group[0].metrics["method"] for group in groups]
-    return [
-        _name(group[0], [other[0] for other, name in zip(groups, methods) if name == method])
-        for group, method in zip(groups, methods)
-    ]
+def titles(recipes: Sequence[JsonObject]) -> list[str]:
+    """Return a title for each recipe: its method, and the settings by which it has several on the same data.
+
+    Settings that are as usual, or that tables show elsewhere, name no recipe.
+    """
+    known, differing = [dict(plain.leaves(recipe)) for recipe in recipes], defaultdict[object, set[str]](set)
+    alike = grouped(((own.get("method.name"), source_of(recipe)), own) for own, recipe in zip(known, recipes))
+    for (method, _), several in alike.items():
+        differing[method].update(
+            key for one in several for key in one if any(other.get(key) != one[key] for other in several)
+        )
+    found = []
+    for own in known:
+        method = str(own.get("method.name"))
+        telling = [
+            f"{key.removeprefix('method.')}={shown(str(value))}"
+            for key, value in own.items()
+            if key in differing[method] and key not in _ELSEWHERE and value not in (None, _USUAL.get(key))
+        ]
+        found.append(f"{method} ({', '.join(telling)})" if telling else method)
+    return found
 
 
-def _name(run: PlainRun, same: Sequence[PlainRun]) -> str:
-    own, usual = run.settings, dict(plain.leaves(_USUAL))
-    elsewhere = ("data.source", "data.shots", "backbone")  # shown in other columns, or on another page
-    differing = [
-        key
-        for key in dict.fromkeys(key for other in same for key in other.settings)
-        if any(other.settings.get(key) != own.get(key) for other in same) and key not in elsewhere
-    ]
-    telling = [key for key in differing if own.get(key) not in (None, usual.get(key))]
-    settings = ", ".join(f"{key.removeprefix('method.')}={shown(str(own[key]))}" for key in telling)
-    return f"{run.metrics['method']} ({settings})" if settings else str(run.metrics["method"])
+def source_of(recipe: JsonObject) -> str:
+    """Return the name of a recipe's data set, or the absolute path of a folder or file; "" if it names none."""
+    source = plain.within(recipe, "data", "source", kind=str) or ""
+    return os.path.abspath(source) if os.path.exists(source) else source.rstrip("/")
 
 
 def _row(name: str, group: Sequence[PlainRun]) -> list[str]:

@@ -17,7 +17,7 @@ from adapt.common.plain import JsonObject
 from adapt.evaluation import scores
 from adapt.evaluation.learning_curve import LearningCurve
 from adapt.protocols.protocol import Results
-from adapt.protocols.tables import Curve, curves, figure_of, several_sets, titles
+from adapt.protocols.tables import Curve, curves, figure_of, numbered, several_sets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +92,7 @@ def base_against_new(results: Sequence[Results]) -> Figure:
     frozen = results[0]["summary"][0]["zero_shot"]
     axes.axvline(100 * frozen["base"], color="gray", ls="--", lw=1)
     axes.axhline(100 * frozen["new"], color="gray", ls="--", lw=1, label="zero-shot")
-    for place, (title, each) in enumerate(zip(titles(results), results, strict=True)):
+    for place, (title, each) in enumerate(zip(numbered(results), results, strict=True)):
         mean, marker = each["summary"][0]["mean"], "osD^v"[place // COLOURS % 5]
         dot = axes.scatter(100 * mean["base"], 100 * mean["new"], s=90, marker=marker, label=title, zorder=3)
         on_base, on_new = ([100 * row[half] for row in each["runs"]] for half in ("base", "new"))

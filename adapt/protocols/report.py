@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, Template
+from jinja2 import Environment, PackageLoader
 from PIL import ImageDraw
 from pydantic import TypeAdapter
 
@@ -41,11 +41,11 @@ from adapt.protocols.plain_runs import (
     PlainRun,
     is_run,
     mean_gain,
-    names,
     nearest_the_mean,
     plain_table,
     pooled,
     read_run,
+    titles,
 )
 from adapt.protocols.plots import DRAWN, compared_methods, coverage_curve, descriptor_bars, reliability_diagram, svg
 from adapt.protocols.protocol import Results
@@ -79,12 +79,13 @@ def report(paths: Sequence[Path]) -> str:
     gains = list(map(mean_gain, groups))
     pages = [
         {"name": name, "runs": list(map(run_page, group)), "nearest": group.index(nearest_the_mean(group)), "gain": own}
-        for name, group, own in zip(names(groups), groups, gains, strict=True)
+        for name, group, own in zip(titles([group[0].recipe for group in groups]), groups, gains, strict=True)
     ]
     order = [-1.0 if gain is None else gain for gain in gains]  # what was not measured comes last
     shown_protocols, cells = _protocols(protocols), plain_table(runs)
     tables: list[Cells] = [cells, *(page["cells"] for page in shown_protocols)]
-    return _template().render(
+    template = Environment(loader=PackageLoader("adapt.protocols", "."), autoescape=True).get_template("report.html")
+    return template.render(
         protocols=shown_protocols,
         recommendations=[_recommendation(run.path) for run in runs if (run.path / _RECOMMENDATION).is_file()],
         cells=cells,
@@ -171,28 +172,6 @@ _LISTS = {
         {"path": "{class}, classified as {predicted}"},
     ),
 }
-
-
-def difference_report(
-    title: str, tables: Sequence[Cells], lines: Sequence[str], flips: Sequence[_Row], turned: bool
-) -> str:
-    """Return an HTML page about two adapters: `tables`, `lines` of text, and the images that they answer differently.
-
-    `turned` says whether the images are turned upright by EXIF.
-    """
-    found = []
-    for kind, own in grouped((row["kind"], row) for row in flips).items():
-        of_kind = [
-            [_picture(row["path"], f"{row['class']}: {row['first']} → {row['second']}", turned)]
-            for row in own[:MOST_PICTURES]
-        ]
-        found.append(Gallery(kind.capitalize(), "", len(own), of_kind))
-    about = {"title": title, "tables": tables, "lines": lines, "galleries": found}
-    return _template().render(difference=about, version=__version__)
-
-
-def _template() -> Template:
-    return Environment(loader=PackageLoader("adapt.protocols", "."), autoescape=True).get_template("report.html")
 
 
 def learned_turned(run: Path) -> bool:

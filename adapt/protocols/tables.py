@@ -7,11 +7,10 @@ harmonic mean of the averages, as in the papers (CoCoOp, section 4.1).
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import groupby, product
+from itertools import groupby
 from pathlib import Path
 from statistics import harmonic_mean, mean, stdev
 from typing import Literal, NamedTuple
@@ -21,6 +20,7 @@ from adapt.common.grouping import grouped
 from adapt.common.shown import csv_text
 from adapt.evaluation import stored
 from adapt.protocols.papers import FEW_NORMAL, averages_for, data_set, figures_for
+from adapt.protocols.plain_runs import source_of, titles
 from adapt.protocols.protocol import ANOMALY_FIGURES, Figures, Results
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
@@ -154,7 +154,7 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
         [", ".join(filter(None, ["shots" * (first["protocol"] == "few_shot"), figure_of(first)])), *columns]
     ]
     rows.append([baseline_name(first), *(_cell(_of(first, "zero_shot"), column) for column in columns)])
-    for title, each in zip(titles(results), results):
+    for title, each in zip(numbered(results), results):
         runs = len(each["runs"]) // len(each["summary"])
         spread = _of(each, "std") if runs > 1 else {}
         rows.append([title, *(_cell(_of(each, "mean"), column, spread, runs) for column in columns)])
@@ -169,7 +169,7 @@ def _settings_tried(results: Sequence[Results]) -> Cells:
     """Return a table of sweeps, with the validation accuracy (to choose by) and test accuracy of each setting."""
     rows: list[TableRow] = [[figure_of(results[0]), "validation", "test"]]
     rows.append([baseline_name(results[0]), "", _cell(results[0]["summary"][0]["zero_shot"], "test")])
-    for title, each in zip(titles(results), results):
+    for title, each in zip(numbered(results), results):
         for group in each["summary"]:
             spread = group["std"] if group["runs"] > 1 else None
             val = "" if group["val"] is None else f"{100 * group['val']:.1f}"
@@ -195,21 +195,11 @@ def baseline_name(results: Results) -> str:
     return str(results["runs"][0].get("baseline", _BASELINE)) if results["runs"] else _BASELINE
 
 
-def titles(results: Sequence[Results]) -> list[str]:
-    """Return a title of its own for each result: the method's name, with settings if several have the same method.
-
-    Results that differ in the rest of their recipes alone are numbered.
-    """
-    methods = [dict(each["recipe"]["method"]) for each in results]
-    names = [str(method.pop("name")) for method in methods]
-    titled = [
-        name
-        if names.count(name) == 1
-        else f"{name} ({', '.join(f'{key}={value}' for key, value in method.items()) or 'defaults'})"
-        for name, method in zip(names, methods)
-    ]
+def numbered(results: Sequence[Results]) -> list[str]:
+    """Return a title of its own for each result on one data set; those of equal recipes are numbered."""
+    titled = titles([each["recipe"] for each in results])
     return [
-        f"{title} ({titled[:place].count(title) + 1})" if titled[:place].count(title) else title
+        f"{title} ({titled[:place].count(title) + 1})" if title in titled[:place] else title
         for place, title in enumerate(titled)
     ]
 
@@ -302,16 +292,17 @@ class _Grid:
     def __init__(self, results: Sequence[Results]) -> None:
         first = results[0]
         check_alike(results, _described, "protocol, backbone and figure")
-        named = _titles_over_sets(results) if several_sets(results) else titles(results)
+        named = titles([each["recipe"] for each in results]) if several_sets(results) else numbered(results)
         self.methods = list(dict.fromkeys(named))
-        self.sets = list(dict.fromkeys(map(_source, results)))
         self._of: dict[tuple[str, str], Results] = {}
         for title, each in zip(named, results, strict=True):
-            if (title, _source(each)) in self._of:
+            source = source_of(each["recipe"])
+            if (title, source) in self._of:
                 raise AdaptError(
-                    f"there are two results of {title} on {_source(each)}; expected one of each method and data set"
+                    f"there are two results of {title} on {source}; expected one of each method and data set"
                 )
-            self._of[title, _source(each)] = each
+            self._of[title, source] = each
+        self.sets = list(dict.fromkeys(source for _, source in self._of))
         self.baseline = baseline_name(first)
         self.cases = _cases(results)
 
@@ -332,7 +323,7 @@ class _Grid:
 
 def several_sets(results: Sequence[Results]) -> bool:
     """Return whether the results are of more than one data set."""
-    return len(set(map(_source, results))) > 1
+    return len({source_of(each["recipe"]) for each in results}) > 1
 
 
 def table_of_sets(results: Sequence[Results]) -> Cells:
@@ -432,34 +423,6 @@ def _cases(results: Sequence[Results]) -> list[_Case]:
 
 def _shots(count: int) -> str:
     return f"{count} shots" if count > 1 else "1 shot"
-
-
-def _titles_over_sets(results: Sequence[Results]) -> list[str]:
-    """Return a title for each result: the method's name, and settings by which it has several on one data set.
-
-    Settings that differ from data set to data set, such as templates, do not count.
-    """
-    methods = [(_source(each), dict(each["recipe"]["method"])) for each in results]
-    titles = []
-    for _, own in methods:
-        keys = sorted(
-            {
-                key
-                for (source, one), (place, other) in product(methods, methods)
-                if source == place and one["name"] == other["name"] == own["name"]
-                for key in one
-                if other.get(key) != one[key]
-            }
-        )
-        settings = ", ".join(f"{key}={own[key]}" for key in keys if key in own) or "defaults"
-        titles.append(f"{own['name']} ({settings})" if keys else str(own["name"]))
-    return titles
-
-
-def _source(results: Results) -> str:
-    """Return the name of the data set, or the absolute path of a folder or file."""
-    source = str(results["recipe"]["data"]["source"])
-    return os.path.abspath(source) if os.path.exists(source) else source.rstrip("/")
 
 
 def _described(results: Results) -> str:

@@ -22,10 +22,10 @@ from adapt.common.progress import Progress
 from adapt.common.shown import brief
 from adapt.data.decoding.files import parted
 from adapt.data.item import Item
+from adapt.data.readers.chats_file import row_of
 from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.split import Split
 from adapt.evaluation.free_text import normalised
-from adapt.evaluation.perplexity import rows_of_chats
 from adapt.models.image_model import ImageModel
 from adapt.models.unadapted import unadapted
 from adapt.retrieval.index import Index, index_images, index_texts
@@ -109,7 +109,7 @@ class Retriever:
                 if right is not None and part == "train":
                     noisy = self.noisy(nearest, chat.answer, count, right, draw)
                 informed = Item.of(chat=self.before(chat, noisy or nearest[:count]))
-                [row] = rows_of_chats([replace(informed, paths=item.paths)], part, split.root, "")
+                row = row_of(replace(informed, paths=item.paths), part, split.root)
                 rows.append(row | {"source": {"drawn": bool(noisy), "k": count, "right": right, "seed": seed}})
                 if progress is not None:
                     progress(len(rows), total)

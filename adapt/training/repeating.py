@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,7 +28,7 @@ from adapt.data.split import Split
 from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
-from adapt.evaluation.scores import Difference, Scores, difference
+from adapt.evaluation.scores import Scores, compared
 from adapt.evaluation.sets import groups_of, of_members
 from adapt.formats import tensor_file
 from adapt.formats.adapter import Header, check_backbone, read_header, versions
@@ -47,12 +47,6 @@ from adapt.training.run_recipe import decodable, listed_data, plan_recipe
 from adapt.training.start import check_start
 
 _Rows = list[dict[str, str]]
-_ANSWERS = {  # of two models that differ, by whether each is right
-    (True, False): "right by the first alone",
-    (False, True): "right by the second alone",
-    (False, False): "wrong by both, in two ways",
-    (True, True): "right by both, in other words",
-}
 
 
 @dataclass(frozen=True)
@@ -123,7 +117,7 @@ class Differences:
     `facts` are the values of both by dotted key, or None. `images` are the paths of images by what became of them; none
     if a run is not here, or learned from texts. `tensors` says of each tensor with other bits how large its largest
     difference is, or which adapter alone has it. `blocks` is the norm of each block's difference over the larger of its
-    two norms. `answered` adds `answers` and `flips`.
+    two norms. `answers` are those of both to the same images, if they were asked.
     """
 
     facts: dict[str, tuple[object, object]]
@@ -131,23 +125,11 @@ class Differences:
     equal_tensors: int
     tensors: dict[str, float | str]
     blocks: dict[str, float]
-    answers: Difference | None = None
-    flips: _Rows = field(default_factory=list)
-
-    def answered(self, first: Scores, second: Scores) -> Differences:
-        """Return the differences with those of two models' answers to the same images, if these are right or wrong."""
-        apart, rows = difference(first, second), zip(first.paths, first.actual, first.predicted, second.predicted)
-        flips = [
-            {"path": path, "class": actual, "first": one, "second": other, "kind": _ANSWERS[right]}
-            for (path, actual, one, other), right in zip(rows, zip(first.right, second.right), strict=True)
-            if one != other and apart.alone is not None
-        ]
-        kinds = [*_ANSWERS.values()]
-        return replace(self, answers=apart, flips=sorted(flips, key=lambda row: kinds.index(row["kind"])))
+    answers: tuple[Scores, Scores] | None = None
 
     def to_dict(self) -> JsonObject:
         """Return the differences as plain data, for JSON."""
-        return asdict(self) | {"answers": self.answers and self.answers._asdict()}
+        return asdict(replace(self, answers=None)) | {"answers": self.answers and compared(*self.answers)}
 
 
 def differences(first: Provenance, second: Provenance) -> Differences:
@@ -259,7 +241,8 @@ def repeat(
         if not (found.tensors and plan.test_set and tasks.of(plan.test_set).scored):
             return found
         both = (load(each, model.backbone) for each in (file, out))
-        return found.answered(*(evaluate(each, plan.test_set, cache=recipe.cache) for each in both))
+        one, other = (evaluate(each, plan.test_set, cache=recipe.cache) for each in both)
+        return replace(found, answers=(one, other))
 
 
 def _recorded(first: Provenance, changes: Iterable[Override]) -> tuple[Recipe, Split]:

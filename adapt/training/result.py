@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from adapt import methods
 from adapt.common import plain
-from adapt.common.errors import AdaptError, missing
+from adapt.common.errors import AdaptError, needing
 from adapt.common.plain import JsonObject
 from adapt.common.progress import LogEntry
 from adapt.evaluation.intervals import between, legend
@@ -91,20 +91,20 @@ class Result:
             return [f"{name:10} {self.metrics[key]['text']}" for key, name in names.items() if key in self.metrics]
         (figure, title), lines, gain = main_figure(self.metrics["adapted"]), [], ""
         unit, adapted = "%" if figure == "accuracy" else f"% {title}", self.metrics["adapted"][figure]
+
+        def line(name: str, part: str, more: str = "") -> str:
+            measured = f"{100 * self.metrics[part][figure]:5.1f} {unit} {self._between(part, figure)}"
+            return f"{name:10} {measured}{more}".rstrip()
+
         if "zero_shot" in self.metrics:
-            frozen = self.metrics["zero_shot"][figure]
-            named = self.metrics.get("baseline", "zero-shot")
-            lines.append(f"{named:10} {100 * frozen:5.1f} {unit} {self._between('zero_shot', figure)}".rstrip())
-            gain = f"  {100 * (adapted - frozen):+.1f} points"
-        lines.append(f"adapted    {100 * adapted:5.1f} {unit} {self._between('adapted', figure)}{gain}".rstrip())
-        if "by_image" in self.metrics:
-            alone, ends = self.metrics["by_image"], self._between("by_image", figure)
-            each = f"each of {alone['images']} images by itself"
-            lines.append(f"one image  {100 * alone[figure]:5.1f} {unit} {ends}  {each}")
-        if "together" in self.metrics:
-            together, ends = self.metrics["together"], self._between("together", figure)
-            gain = f"{100 * (together[figure] - adapted):+.1f} points; {together['images']} images as one set"
-            lines.append(f"together   {100 * together[figure]:5.1f} {unit} {ends}  {gain}")
+            lines.append(line(self.metrics.get("baseline", "zero-shot"), "zero_shot"))
+            gain = f"  {100 * (adapted - self.metrics['zero_shot'][figure]):+.1f} points"
+        lines.append(line("adapted", "adapted", gain))
+        if alone := self.metrics.get("by_image"):
+            lines.append(line("one image", "by_image", f"  each of {alone['images']} images by itself"))
+        if together := self.metrics.get("together"):
+            gain = f"  {100 * (together[figure] - adapted):+.1f} points; {together['images']} images as one set"
+            lines.append(line("together", "together", gain))
         return lines
 
     def _between(self, part: str, figure: str) -> str:
@@ -121,10 +121,8 @@ class Result:
 
         The figure is saved at `path` if given. Raises AdaptError if matplotlib (the extra `plot`) is not installed.
         """
-        try:
+        with needing("A plot", "matplotlib", "plot"):
             from matplotlib.figure import Figure
-        except ImportError:
-            raise missing("A plot", "matplotlib", "plot") from None
         if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()) is not None:
             from IPython.core.pylabtools import select_figure_formats
 

@@ -18,11 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from filelock import FileLock, Timeout
-
 from adapt.common import plain
 from adapt.common.devices import accelerator, described
-from adapt.common.disk import write_json, write_text
+from adapt.common.disk import locked, write_json, write_text
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.progress import LogEntry
@@ -85,7 +83,6 @@ class Run:
         self.resume = resume
         self.writes = writes
         self.images = ""  # the id of the training images, once they are known
-        self._lock = FileLock(self.path / ".lock")
 
     def __enter__(self) -> Self:
         if not self.writes:
@@ -93,13 +90,7 @@ class Run:
         if self.path.exists() and not self.path.is_dir():
             raise AdaptError(f"{self.path} is a file, but a run needs a directory: choose another --out")
         self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise AdaptError(f"{self.path} is in use by another run: wait, or choose another --out") from None
-        except OSError as error:
-            raise AdaptError(f"cannot create the run directory {self.path}: {error.strerror or error}") from error
+        self._lock = locked(self.path, "run")
         try:
             self._check()
             self._clean()

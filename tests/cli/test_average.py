@@ -74,7 +74,7 @@ def test_refused(run, refused, members: list[Path], photos: Path, tmp_path: Path
     refused(run("predict", *members, "--average", image, "--sets", 0.9), "the adapter has no calibrated sets")
     refused(run("average", *members, "--out", members[0]), "exists already; name a new file")
     index = ("--vocabulary-free", tmp_path / "captions.safetensors")
-    refused(run("predict", "--average", *index, image, image), "leave out --classes")
+    refused(run("predict", "--average", *index, image, image), "--vocabulary-free cannot go with --average")
     run("average", *members, "--out", out)
     refused(
         run("average", out, members[0], "--out", tmp_path / "more.safetensors"),

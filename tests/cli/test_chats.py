@@ -181,7 +181,7 @@ def test_predict_needs_a_question(run: Run, trained: Path, chats: Path) -> None:
     assert result.stdout.endswith("red.\n")
     refused = run("predict", trained, picture)
     assert refused.exit_code == 2
-    assert "answers questions: give --question" in refused.stderr
+    assert "there is no question: give a question" in refused.stderr
 
 
 def test_chat_remembers(run: Run, trained: Path, chats: Path) -> None:

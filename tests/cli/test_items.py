@@ -103,8 +103,10 @@ def test_lists_may_have_items_of_the_same_name(run, adapter: Path, own_photos: P
 
 def test_items_go_with_no_other_way_to_answer(run, refused, adapter: Path, listed: Path) -> None:
     refused(run("predict", adapter, listed, "--items"), "--items takes folders")
-    refused(run("predict", "--vocabulary-free", "x", "y", "--items"), "leave out --classes", "--items")
-    refused(run("predict", adapter, listed, "--together"), "items of several images are classified by a single adapter")
+    refused(
+        run("predict", "--vocabulary-free", "x", listed.parent, "--items"), "--vocabulary-free cannot go with --items"
+    )
+    refused(run("predict", adapter, listed, "--together"), "items of several images cannot go with --together")
 
 
 def test_eval_counts_items_and_images(run, adapter: Path, listed: Path) -> None:

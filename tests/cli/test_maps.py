@@ -58,7 +58,7 @@ def test_nothing_is_written_over_and_only_maps_are_drawn(run, adapter: Path, pho
     assert result.exit_code == 2
     assert "zero_shot classifies images and draws no anomaly maps" in result.stderr
     result = run("predict", adapter, photos, "--maps", tmp_path / "heat", "--items")
-    assert (result.exit_code, "--maps takes a single adapter and single images" in result.stderr) == (2, True)
+    assert (result.exit_code, "--maps cannot go with items of several images" in result.stderr) == (2, True)
     assert not (tmp_path / "heat").exists()
 
 

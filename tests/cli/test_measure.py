@@ -31,14 +31,14 @@ def test_eval_warns_of_images_that_the_run_was_trained_on(run, adapter: Path, ph
     (tmp_path / "list.csv").write_text("path,label,split\n" + "".join(rows))
     result = run("eval", adapter, "--data", tmp_path / "list.csv", "--root", photos)
     assert result.exit_code == 0, result.stderr
-    assert result.stderr.startswith("warning: the adapter was trained on 1 of these 2 images (listed in ")
+    assert result.stderr.startswith("warning: the adapter was trained on 1 of these 2 images, or something ")
     listed = run("eval", adapter, "--data", tmp_path / "list.csv", "--root", photos, "--part", "train")
     assert "warning" not in listed.stderr
 
 
 def test_eval_goes_on_where_a_run_cannot_be_read(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
     own = shutil.copytree(adapter.parent, tmp_path / "run")
-    (own / "train_images.csv").write_bytes(b"path,class\ncaf\xe9.png,a\n")
+    (own / "seen_images.csv").write_bytes(b"image,path\ncaf\xe9.png,a\n")
     result = run("eval", own, "--data", photos)
     assert result.exit_code == 0
     assert result.stderr.startswith("warning: whether the adapter was trained on these images is unknown: CSV ")
@@ -292,6 +292,12 @@ def test_one_adapter_against_another(run, trained, photos: Path) -> None:
     assert difference["merit"] == pytest.approx(measured["accuracy"] - measured["against"]["accuracy"])
     assert apart.startswith(f"the first minus the second: {100 * difference['merit']:+.1f} points of accuracy (")
     assert "by McNemar's exact test" in apart
+    models = [load(coop), load(lora)]
+    paths = [str(path) for path in sorted((photos / "test").glob("*/*.png"))]
+    answers = {path: [model.predict(path)[0].class_name for model in models] for path in paths}
+    differ = {path: pair for path, pair in answers.items() if pair[0] != pair[1]}
+    assert differ  # or the next line says nothing
+    assert {row["path"]: [row["first"], row["second"]] for row in difference["flips"]} == differ
     refused = run("eval", coop, "--data", photos, "--against", lora, "--blend", "0.5")
     assert "--blend or --languages is given with --against or --sets" in refused.stderr
 

@@ -86,8 +86,8 @@ def test_questions_and_classes_are_not_mixed(
     run: Run, refused: Callable[..., None], speaking: Path, adapter: Path, questions: Path, photos: Path
 ) -> None:
     speaks, image = speaking / "adapter.safetensors", photos / "test/sky/0.png"
-    refused(run("predict", speaks, image), "answers questions: give --question")
-    refused(run("predict", adapter, image, "--question", QUESTION), "classifies images: leave --question out")
+    refused(run("predict", speaks, image), "answers questions about images, but there is no question")
+    refused(run("predict", adapter, image, "--question", QUESTION), "cannot answer a question: leave question out")
     refused(run("predict", speaks, image, "--question", QUESTION, "--classes", "a,b"), "leave class_names out")
     refused(run("chat", adapter, image), "is for a dual encoder, which cannot chat")
     refused(

@@ -66,7 +66,7 @@ def test_what_a_set_cannot_be_is_refused(run, refused, stata: Path, adapter: Pat
     test = photos / "test"
     refused(run("predict", adapter, "--together", test), "coop answers each image by itself", "such as stata")
     refused(run("predict", adapter, test, "--at-a-time", 8), "give --together")
-    refused(run("predict", adapter, stata, "--together", test), "--together takes a single adapter")
+    refused(run("predict", adapter, stata, "--together", test), "--together cannot go with several adapters")
     refused(run("predict", stata, "--together", test / "sky"), "there are 2 images, but stata answers 4 or more")
 
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from adapt.cli import main
-from adapt.protocols.plain_runs import PlainRun, names, plain_table, pooled, read_run
+from adapt.protocols.plain_runs import plain_table, pooled, read_run, titles
 
 
 def run(*arguments: object) -> Result:
@@ -53,8 +53,7 @@ def test_settings_that_are_as_usual_name_no_run() -> None:
     """Even where they differ from another run's."""
     usual = {"method": {"name": "gda"}, "data": {"source": "a", "root": None, "broken": "refuse"}, "quantize": None}
     other = usual | {"data": {"source": "a", "root": "b", "broken": "skip"}, "quantize": "int8"}
-    groups = [[PlainRun(Path("run"), recipe, {"method": "gda", "seed": 1})] for recipe in (usual, other)]
-    assert names(groups) == ["gda", "gda (data.root=b, data.broken=skip, quantize=int8)"]
+    assert titles([usual, other]) == ["gda", "gda (data.root=b, data.broken=skip, quantize=int8)"]
 
 
 @pytest.mark.full

@@ -16,7 +16,7 @@ from adapt.data.readers import published as data_sets
 from adapt.protocols import papers as published
 from adapt.protocols.protocol import PAPERS_TARGETS
 from adapt.protocols.reproduction import ZERO_SHOT_TOLERANCE
-from adapt.protocols.tables import as_csv, as_markdown, as_text, read_results, table, titles
+from adapt.protocols.tables import as_csv, as_markdown, as_text, numbered, read_results, table
 
 FIGURES = Path(__file__).parent / "papers_figures.md"
 METHODS = ("CLIP zero-shot", "CoOp", "CoCoOp", "MaPLe", "PromptSRC")
@@ -91,7 +91,7 @@ def test_one_seed_shows_no_deviation() -> None:
 
 def test_titles_carry_the_settings_of_methods_that_appear_twice() -> None:
     rows = table([halves(n_ctx=4), halves(name="maple", n_ctx=2), halves()])
-    assert [row[0] for row in rows] == ["", "zero-shot", "coop (n_ctx=4)", "maple", "coop (defaults)"]
+    assert [row[0] for row in rows] == ["", "zero-shot", "coop (n_ctx=4)", "maple", "coop"]
 
 
 def test_curves_of_different_shots_share_a_table() -> None:
@@ -99,8 +99,8 @@ def test_curves_of_different_shots_share_a_table() -> None:
     assert table([curve({4: 0.5, 16: 0.6}), curve({8: 0.8, 2: 0.7})])[0] == ["shots", "2", "4", "8", "16"]
     rows = table([curve({1: 0.5, 2: 0.6}), curve({2: 0.7, 4: 0.8})])[2:]
     assert [[*map(str, row)] for row in rows] == [
-        ["lora (defaults)", "50.0 ± 5.0", "60.0 ± 5.0", ""],
-        ["lora (defaults) (2)", "", "70.0 ± 5.0", "80.0 ± 5.0"],
+        ["lora", "50.0 ± 5.0", "60.0 ± 5.0", ""],
+        ["lora (2)", "", "70.0 ± 5.0", "80.0 ± 5.0"],
     ]
 
 
@@ -350,4 +350,4 @@ def test_damaged_results_are_refused_by_name(tmp_path: Path, damage: dict[str, A
 
 
 def test_results_that_differ_in_their_training_alone_are_numbered() -> None:
-    assert titles([halves(), halves(), halves(n_ctx=4)]) == ["coop (defaults)", "coop (defaults) (2)", "coop (n_ctx=4)"]  # type: ignore[list-item]
+    assert numbered([halves(), halves(), halves(n_ctx=4)]) == ["coop", "coop (2)", "coop (n_ctx=4)"]  # type: ignore[list-item]

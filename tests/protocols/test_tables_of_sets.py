@@ -190,7 +190,7 @@ def test_what_does_not_share_a_table_is_refused() -> None:
 
 def test_settings_tell_methods_apart() -> None:
     rows = table_of_sets([*TWO[:2], halves("dtd", "coop", (0.5, 0.5), (0.6, 0.6), n_ctx=4)])
-    assert [row[0] for row in rows[1:4]] == ["zero-shot", "coop (defaults)", "coop (n_ctx=4)"]
+    assert [row[0] for row in rows[1:4]] == ["zero-shot", "coop", "coop (n_ctx=4)"]
 
 
 SHOTS = [

@@ -176,7 +176,7 @@ def test_progress_off_the_terminal_is_a_line_at_the_end(caplog: pytest.LogCaptur
     with training_bar(2, 0, True, "imitating blocks") as report:
         report(_ENTRY)
         report(_ENTRY | {"step": 2})
-    assert caplog.messages == ["imitating blocks  step 2 of 2  loss 0.500  accuracy 75.0 %  10 images/s"]
+    assert caplog.messages == ["imitating blocks  2 of 2  loss 0.500  accuracy 75.0 %  10 images/s"]
 
 
 def test_off_a_terminal_the_time_left_is_said(monkeypatch, caplog) -> None:

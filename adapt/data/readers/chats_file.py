@@ -541,6 +541,20 @@ def _check(chat: Chat, where: str) -> None:
         raise AdaptError(f"{where} has no answer to learn, as loss is false for each: take the row out")
 
 
+def row_of(item: Item, part: str, root: str, question: str = "") -> JsonObject:
+    """Return an item as a row of `messages` that is read here, with the paths of its images below `root`.
+
+    `question` asks for the class of an image.
+    """
+    chat = item.task.chat(item, question)
+    messages = [  # answers that training does not learn are marked
+        message if turn.learned else message | {"loss": False}
+        for turn, message in zip(chat.turns, chat.messages(), strict=True)
+    ]
+    images = [path.removeprefix(root).lstrip("/") for path in item.paths]
+    return {"messages": messages, "images": images, "split": part}
+
+
 def is_chats_file(path: str | os.PathLike[str]) -> bool:
     """Return whether the first row of a JSON or JSONL file is a conversation, or has keys of one."""
     try:

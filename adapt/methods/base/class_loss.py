@@ -53,7 +53,9 @@ class ClassLoss:
         """Return the mean loss in fp32; with weights, the weighted mean."""
         if self.objective == CROSS_ENTROPY:
             return F.cross_entropy(logits.float(), labels, self.weights)
-        losses = self._losses(_margins(logits.float(), labels))
+        own, logits = labels[:, None], logits.float()
+        others = logits.scatter(-1, own, -torch.inf).logsumexp(-1, keepdim=True)
+        losses = self._losses((logits.gather(-1, own) - others)[:, 0])
         if self.weights is None:
             return losses.mean()
         weights = self.weights[labels]
@@ -72,11 +74,6 @@ class ClassLoss:
                 return -(q * (margins.sigmoid() + 1e-6).log()).expm1() / q
             case "group":
                 return group_weights(margins.detach().sigmoid(), int(number)) * (-margins).sigmoid()
-
-
-def _margins(logits: Tensor, labels: Tensor) -> Tensor:
-    own = labels[:, None]
-    return (logits.gather(-1, own) - logits.scatter(-1, own, -torch.inf).logsumexp(-1, keepdim=True))[:, 0]
 
 
 def group_weights(p: Tensor, size: int) -> Tensor:
