@@ -13,7 +13,7 @@ import click
 from adapt import tasks
 from adapt.cli import CommandGroup
 from adapt.cli import options as common
-from adapt.cli.options import Option, command
+from adapt.cli.options import Argument, Option, command
 from adapt.common import plain
 from adapt.common.devices import AUTO
 from adapt.common.disk import check_free, new_folder, replacing, write_csv, write_text
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from adapt.labelling.describing import RowMaker
     from adapt.models.native_vlm import ChatModel
 
+_Folder = Annotated[str | None, Argument("[ROOT]")]  # which --root may name too
+
 
 @click.group(cls=CommandGroup)
 def data() -> None:
@@ -42,7 +44,7 @@ def data() -> None:
     \b
     Examples:
       adapt data list
-      adapt data check eurosat --root data
+      adapt data check eurosat data
       adapt data check photos
       adapt data check photos --out lists
       adapt data show photos --out photos.png
@@ -57,7 +59,7 @@ def list_sets() -> None:
         sizes = " ".join(f"{size:{width},}" for size, width in zip(each.sizes, (9, 6, 6), strict=True))
         files = ", ".join([*(f"{folder}/" for folder in each.images), *each.lists])
         click.echo(f"{name:16} {each.classes:7,} {sizes}  {each.folder}/: {files}")
-    click.echo("\nWhat to download and from where: adapt data check NAME --root FOLDER")
+    click.echo("\nWhat to download and from where: adapt data check NAME ROOT")
     whole = [name for name in bundled.names() if "@" not in name]
     styles = sorted({style for name in bundled.names() for style in name.split("@")[1:]})
     click.echo(f"Bundled: {', '.join(whole)}")
@@ -69,6 +71,7 @@ def list_sets() -> None:
 @command(short_help="Check files and labels before training.", group=data)
 def check(
     source: str,
+    folder: _Folder = None,
     *,
     root: common.Root = None,
     columns: common.ColumnNames = None,
@@ -77,8 +80,8 @@ def check(
 ) -> None:
     """Check SOURCE for files and labels that would stop training, and for anything unusual.
 
-    SOURCE is a name from `adapt data list`, an image folder, a .csv, .json or .parquet. Nothing is
-    downloaded.
+    SOURCE is a name from `adapt data list`, an image folder, a .csv, .json or .parquet. ROOT is the folder of
+    published data sets, or that paths inside a list or table are relative to. Nothing is downloaded.
 
     Problems stop training. They are printed one per line, and the exit code is then 2. Problems are images that are
     missing, empty, truncated or need a library (HEIC), masks and regions that do not fit the image, blank masks of
@@ -95,7 +98,7 @@ def check(
     if out is not None:
         check_free(out)
     entry = published.find(source)
-    split, inconsistent = checks.read_leniently(source, root, columns)
+    split, inconsistent = checks.read_leniently(source, _root(folder, root), columns)
     parts = (*common.PARTS, "unlabelled") if split.unlabelled else common.PARTS
     each_part = {part: getattr(split, part) for part in parts}
     alone = {part for part, own in each_part.items() if own and not (own[0].path or own[0].task.mixes_texts)}
@@ -172,6 +175,12 @@ def _write_lists(out: Path, findings: Sequence[Finding]) -> None:
     click.echo(f"{out}  {listed}")
 
 
+def _root(folder: str | None, root: str | None) -> str | None:
+    if None not in (folder, root) and folder != root:
+        raise AdaptError(f"the root is given twice, as {folder} and as --root {root}: give only one of them")
+    return root or folder
+
+
 def _wrong_counts(entry: Published | None, split: Split) -> list[Finding]:
     from adapt.data.checks import Finding
 
@@ -191,6 +200,7 @@ def _wrong_counts(entry: Published | None, split: Split) -> list[Finding]:
 @command(short_help="Draw a few images of each class.", group=data)
 def show(
     source: str,
+    folder: _Folder = None,
     *,
     root: common.Root = None,
     out: Annotated[Path, "PNG file to write."],
@@ -201,12 +211,12 @@ def show(
 ) -> None:
     """Draw a few images of each class of SOURCE, with the class names, in one PNG.
 
-    SOURCE is the same as for `adapt data check`. An image that cannot be decoded is crossed out.
+    SOURCE and ROOT are the same as for `adapt data check`. An image that cannot be decoded is crossed out.
     """
     from adapt.data.contact_sheet import contact_sheet
 
     check_free(out, "file")
-    split = load(source, root, names)
+    split = load(source, _root(folder, root), names)
     drawn = split.train if split.train and split.train[0].path else split.test
     items = getattr(split, part) if part else drawn
     with counting_bar("drawing", True) as bar:
@@ -219,6 +229,7 @@ def show(
 @command(short_help="Pair images with the texts nearest to them.", group=data)
 def match(
     source: str,
+    folder: _Folder = None,
     *,
     root: common.Root = None,
     texts: Annotated[str, "Texts of each class: a .json {class: [text, ...]} or a .csv (class,descriptor)."],
@@ -233,7 +244,7 @@ def match(
     The CSV has one row per pair, with the columns path and text. Paths are relative to the root folder of the data.
     """
     check_free(out, "file")
-    split, descriptors = load(source, root), read_descriptors(texts)
+    split, descriptors = load(source, _root(folder, root)), read_descriptors(texts)
     split.check_classes()
     _check_files(split)
     items = [item for item in getattr(split, part) if item.path]
@@ -261,6 +272,7 @@ def match(
 @command("filter", short_help="Keep the training items that surprise a model least.", group=data)
 def filter_by_perplexity(
     source: str,
+    folder: _Folder = None,
     *,
     root: common.Root = None,
     backbone: Annotated[
@@ -281,7 +293,7 @@ def filter_by_perplexity(
       adapt data filter mine.json --backbone mini-vlm --keep 0.8 --out kept.jsonl
     """
     check_free(out, "file")
-    split = load(source, root)
+    split = load(source, _root(folder, root))
     _check_files(split)
     from adapt.data.readers.chats_file import row_of
     from adapt.evaluation import perplexity
@@ -308,6 +320,7 @@ def filter_by_perplexity(
 @command(short_help="Put passages from an index before questions.", group=data)
 def retrieve(
     source: str,
+    folder: _Folder = None,
     *,
     root: common.Root = None,
     index: Annotated[Path, "Index of texts, or of pairs with the passage as entity, made by `adapt index`."],
@@ -334,7 +347,7 @@ def retrieve(
     from adapt.retrieval.passages import Retriever
 
     check_free(out, "file")
-    split = load(source, root)
+    split = load(source, _root(folder, root))
     _check_files(split)
     with counting_bar("searching", True) as bar:
         rows = Retriever(load_index(index), device).rows(split, k, right, seed, bar)

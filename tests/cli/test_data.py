@@ -51,7 +51,7 @@ def test_list_says_what_goes_where(run) -> None:
 def test_check_names_what_is_missing_and_where_it_is_described(run, refused, tmp_path: Path) -> None:
     (tmp_path / "sun397").mkdir()
     refused(
-        run("data", "check", "SUN397", "--root", tmp_path),
+        run("data", "check", "SUN397", tmp_path),
         f"no folder {tmp_path}/sun397/SUN397 and no file {tmp_path}/sun397/split_zhou_SUN397.json. Fetch SUN397.tar.gz",
         "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md#sun397",
     )
@@ -60,7 +60,7 @@ def test_check_names_what_is_missing_and_where_it_is_described(run, refused, tmp
 def test_check_compares_with_the_published_counts_and_looks_at_the_files(run, root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "eurosat", tmp_path / "eurosat")
     (tmp_path / "eurosat/2750/River/River_1.jpg").unlink()
-    result = run("data", "check", "eurosat", "--root", tmp_path)
+    result = run("data", "check", "eurosat", tmp_path)
     assert result.exit_code == 2
     lines = result.stdout.splitlines()
     assert [line for line in lines if not line.startswith("Note: ")] == [
@@ -120,7 +120,7 @@ def test_check_of_good_data(run, photos: Path, tmp_path: Path) -> None:
     listed.write_text("path,label,split\nsky/0.png,sky,train\nsky/1.png,sky,test\n")
     single = "Note: only one class, 'sky': there is nothing to distinguish\n"
     single += "Note: one training image each, too few to hold any back: sky\n"
-    cases = (((photos,), "photos: 3 classes", ""), ((listed, "--root", photos / "train"), "list: 1 class;", single))
+    cases = (((photos,), "photos: 3 classes", ""), ((listed, photos / "train"), "list: 1 class;", single))
     for arguments, name, remark in cases:
         result = run("data", "check", *arguments)
         assert (result.exit_code, result.stderr) == (0, "")
@@ -177,6 +177,16 @@ def test_training_says_in_one_line_what_is_passed_over(run, recipe: Path, photos
     ]
 
 
+def test_the_root_is_an_option_too(run, refused, root: Path, tmp_path: Path) -> None:
+    drawn = [
+        run("data", "show", "imagenet_a", *given, "--out", tmp_path / f"{number}.png", "--images", 1).stdout
+        for number, given in enumerate(((root,), ("--root", root), (root, "--root", root)))
+    ]
+    assert len({line.partition("  ")[2] for line in drawn}) == 1
+    assert drawn[0]
+    refused(run("data", "check", "eurosat", "a", "--root", "b"), "the root is given twice, as a and as --root b")
+
+
 def test_check_of_nothing(run, refused) -> None:
     refused(run("data", "check", "nowhere"), "data 'nowhere' is not there: no file or folder has this path")
 
@@ -196,7 +206,7 @@ def test_show_draws_a_png(run, photos: Path, tmp_path: Path) -> None:
 
 
 def test_show_draws_the_test_images_of_data_without_others(run, root: Path, tmp_path: Path) -> None:
-    result = run("data", "show", "imagenet_a", "--root", root, "--out", tmp_path / "a.png", "--images", 1)
+    result = run("data", "show", "imagenet_a", root, "--out", tmp_path / "a.png", "--images", 1)
     assert result.exit_code == 0
     assert result.stdout.endswith("200 classes\n")
 
