@@ -1,4 +1,4 @@
-"""Proposed regions of scenes, of which some show nothing: names known and new by prompts that learn a background (DetPro)."""
+"""Regions of scenes, some of which show nothing: known and new things by prompts that know a background (DetPro)."""
 
 from __future__ import annotations
 

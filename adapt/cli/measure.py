@@ -15,7 +15,7 @@ from adapt.cli import options as common
 from adapt.cli.options import Option, command
 from adapt.common import plain
 from adapt.common.devices import AUTO
-from adapt.common.disk import check_free, write_json
+from adapt.common.disk import check_free, check_writable, write_json, write_text
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.hub import is_name
 from adapt.common.shown import first_of, readable_bytes, shown
@@ -47,6 +47,7 @@ def evaluate_adapter(
         str | None, "Shares of the adapter against zero-shot (WiSE-FT), such as 0,0.5,1, each measured by itself."
     ] = None,
     against: Annotated[Path | None, "Another adapter, which answers the same images: the difference is told."] = None,
+    report: Annotated[Path | None, "HTML file to write, with pictures of what --against answers otherwise."] = None,
     level: Annotated[
         float | None,
         Option("Also measure the sets of classes at this level, such as 0.9.", "--sets", min=0, max=1, metavar="LEVEL"),
@@ -68,6 +69,7 @@ def evaluate_adapter(
       adapt eval runs/first/adapter.safetensors --data emoji@fluent-3d
       adapt eval runs/first/adapter.safetensors --data emoji --blend 0,0.25,0.5,0.75,1
       adapt eval runs/first/adapter.safetensors --data emoji --against runs/second/adapter.safetensors
+      adapt eval runs/first --data emoji --against runs/second --report difference.html
       adapt eval runs/first/adapter.safetensors --data photos --data-classes
       adapt eval runs/first/adapter.safetensors --data new_photos --part all
       adapt eval runs/vlora/adapter.safetensors --data emoji-questions
@@ -76,6 +78,10 @@ def evaluate_adapter(
     shares = [] if blend is None else common.numbers("blend", blend, float)
     if (shares or languages) and (against is not None or level is not None):
         raise AdaptError("--blend or --languages is given with --against or --sets: measure one after the other")
+    if report is not None:
+        check_writable(report)
+        if against is None or report.suffix.lower() not in (".html", ".htm"):
+            raise AdaptError(f"--report is {report}; expected a file that ends in .html, and --against beside it")
     models, paths = [], [adapter] if against is None else [adapter, against]
     for path in paths:
         model = common.load_adapter(path, backbone, device, split.class_names if data_classes else None)
@@ -93,7 +99,7 @@ def evaluate_adapter(
         _print_languages(model, measured_items(split, part), load_data(languages).items(), as_json, cache)
     elif not shares:
         other = None if against is None else (against, models[1])
-        _print(model, split, part, as_json, cache, against=other, level=level)
+        _print(model, split, part, as_json, cache, against=other, level=level, report=report)
     for path in paths if part != "train" else ():
         note_learned(path, split, measured_items(split, part))
     if not as_json:
@@ -350,12 +356,13 @@ def _print(
     blended: bool = False,
     against: tuple[Path, Adapted] | None = None,
     level: float | None = None,
+    report: Path | None = None,
 ) -> None:
     """Evaluate `model` on a part of the data (train, val, test or all), and print the scores as text or JSON.
 
     JSON includes `blend`, the weight against zero-shot predictions, if `blended` is true or if the weight is not 1.
-    The model `against`, of a file, is evaluated as well, and the difference is printed. With a `level`, the sets of
-    classes are measured too.
+    The model `against`, of a file, is evaluated as well, and the difference is printed, and written to the page
+    `report`. With a `level`, the sets of classes are measured too.
     """
     from adapt.evaluation.evaluate import evaluate
     from adapt.evaluation.inference import Inference
@@ -399,9 +406,15 @@ def _print(
             lines.append(f"intervals at {held_true} number, {held.size:.3g} wide on average")
     if against is not None:
         other = evaluate(against[1], items, cache=cache)
-        told["against"] = {"adapter": str(against[0]), **other.reported(), "difference": compared(scores, other)}
+        apart = compared(scores, other)
+        told["against"] = {"adapter": str(against[0]), **other.reported(), "difference": apart}
         lines += [f"{shown(against[0])}: {line}" for line in other.lines(measured)]
         lines.append(f"the first minus the second: {in_words(scores, other)}")
+        if report is not None:
+            from adapt.protocols.report import difference_report
+
+            turned = model.backbone.preprocess.turned
+            write_text(report, difference_report(f"The second is {against[0]}", lines, apart["flips"], turned))
     if windows := windows_of(model, items, Inference(cache=cache)):
         from adapt.models.watch import summary
 

@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, Template
 from PIL import ImageDraw
 from pydantic import TypeAdapter
 
@@ -84,8 +84,7 @@ def report(paths: Sequence[Path]) -> str:
     order = [-1.0 if gain is None else gain for gain in gains]  # what was not measured comes last
     shown_protocols, cells = _protocols(protocols), plain_table(runs)
     tables: list[Cells] = [cells, *(page["cells"] for page in shown_protocols)]
-    template = Environment(loader=PackageLoader("adapt.protocols", "."), autoescape=True).get_template("report.html")
-    return template.render(
+    return _template().render(
         protocols=shown_protocols,
         recommendations=[_recommendation(run.path) for run in runs if (run.path / _RECOMMENDATION).is_file()],
         cells=cells,
@@ -172,6 +171,24 @@ _LISTS = {
         {"path": "{class}, classified as {predicted}"},
     ),
 }
+
+
+def difference_report(title: str, lines: Sequence[str], flips: Sequence[Mapping[str, str]], turned: bool) -> str:
+    """Return an HTML page with `lines` of text and the images that two adapters answer differently (`flips`).
+
+    `turned` says whether the images are turned upright by EXIF.
+    """
+    entries = [
+        [_picture(row["path"], f"{row['class']}: {row['first']} → {row['second']}", turned)]
+        for row in flips[:MOST_PICTURES]
+    ]
+    galleries = [Gallery("The true class: the answer of the first → of the second", "", len(flips), entries)]
+    about = {"title": title, "lines": lines, "galleries": galleries if entries else []}
+    return _template().render(difference=about, version=__version__)
+
+
+def _template() -> Template:
+    return Environment(loader=PackageLoader("adapt.protocols", "."), autoescape=True).get_template("report.html")
 
 
 def learned_turned(run: Path) -> bool:

@@ -279,7 +279,7 @@ def test_intervals_of_numbers(run, tmp_path: Path, photos: Path, model_folder: P
     assert "intervals at 0.9: 100.0 % (" in run("eval", out, *data, "--sets", "0.9").stdout
 
 
-def test_one_adapter_against_another(run, trained, photos: Path) -> None:
+def test_one_adapter_against_another(run, trained, photos: Path, tmp_path: Path) -> None:
     coop, lora = trained("coop"), trained("lora")
     told = run("eval", coop, "--data", photos, "--against", lora)
     assert told.exit_code == 0, told.output
@@ -298,6 +298,12 @@ def test_one_adapter_against_another(run, trained, photos: Path) -> None:
     differ = {path: pair for path, pair in answers.items() if pair[0] != pair[1]}
     assert differ  # or the next line says nothing
     assert {row["path"]: [row["first"], row["second"]] for row in difference["flips"]} == differ
+    page = tmp_path / "difference.html"
+    run("eval", coop, "--data", photos, "--against", lora, "--report", page)
+    assert page.read_text().count("data:image/jpeg;base64,") == len(difference["flips"])
+    assert "the first minus the second: " in page.read_text()
+    for wrong in (["--against", lora, "--report", tmp_path / "page.txt"], ["--report", page]):
+        assert "expected a file that ends in .html, and --against" in run("eval", coop, "--data", photos, *wrong).stderr
     refused = run("eval", coop, "--data", photos, "--against", lora, "--blend", "0.5")
     assert "--blend or --languages is given with --against or --sets" in refused.stderr
 
