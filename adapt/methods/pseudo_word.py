@@ -42,7 +42,7 @@ WORD = "*"  # where the image stands in a text
 _WORDS = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")  # and marks by themselves
 _NAMING = ("NN", "JJ", "CD")  # of Penn Treebank tags: nouns, adjectives, numerals
 _PHRASES = 15  # of an image
-Loss = Callable[[Tensor], Tensor]  # of the numbers of a batch's rows
+RowsLoss = Callable[[Tensor], Tensor]  # of the numbers of a batch's rows
 
 
 class PseudoWordConfig(MethodConfig):
@@ -112,7 +112,7 @@ class PseudoWord(Method[ImageStep], Composes, StandsAlone):
         self.layers.train()
         minimise(loss, self.parameters(), rows, self.config.epochs, self.config.batch_size, self.config.lr)
 
-    def _loss_of_captions(self, training: Training) -> tuple[int, Loss]:
+    def _loss_of_captions(self, training: Training) -> tuple[int, RowsLoss]:
         """Return LinCIR's number of captions and its loss."""
         model, (prompts, rows) = training.classifier, self._captions(training)
         noise = 0.1 * sqrt(768 / model.backbone.embed_dim) if self.config.noise is None else self.config.noise
@@ -125,7 +125,7 @@ class PseudoWord(Method[ImageStep], Composes, StandsAlone):
 
         return len(rows), loss
 
-    def _loss_of_images(self, training: Training) -> tuple[int, Loss]:
+    def _loss_of_images(self, training: Training) -> tuple[int, RowsLoss]:
         """Return Pic2Word's number of images and its loss."""
         model, rows, prompt = training.classifier, self._images(training), self._prompt(training)
 
@@ -134,7 +134,7 @@ class PseudoWord(Method[ImageStep], Composes, StandsAlone):
 
         return len(rows), loss
 
-    def _loss_of_words(self, training: Training) -> tuple[int, Loss]:
+    def _loss_of_words(self, training: Training) -> tuple[int, RowsLoss]:
         """Return SEARLE's number of images and the loss of its map, after a word has been found for each image."""
         model, rows, prompt = training.classifier, self._images(training), self._prompt(training)
         prompts, captions = self._captions(training)
