@@ -97,7 +97,8 @@ def _said(backbone: Any, batches: Sequence[Tensor], patches: Tensor) -> Tensor:
     """Return what AnoVL's words say of each patch `(n, rows, columns)`."""
     model: Any = adapt.wrap(backbone, AnoVL(object="drawing", states=STATES), [*STATES]).eval()
     maps = torch.cat([model.method.anomalies(model.step(batch)) for batch in batches])
-    return torch.nn.functional.adaptive_avg_pool2d(maps[:, None], patches.shape[1:3])[:, 0]
+    _, rows, columns, _ = patches.shape
+    return torch.nn.functional.adaptive_avg_pool2d(maps[:, None], (rows, columns))[:, 0]
 
 
 def _memory(patches: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel
+from adapt.backbones.box_texts import Edges
 from adapt.data import Item, Split
 from adapt.data.decoding.files import region
 from adapt.data.emoji.scenes import SIDE
@@ -69,26 +70,27 @@ def _regions(seed: int) -> tuple[tuple[str, ...], list[Item], list[Item]]:
 
 def _proposed(items: Sequence[Item], stream: Random) -> dict[str, list[Item]]:
     """Return for each thing a region that overlaps it, and for each scene one of nothing, in random order by name."""
-    boxes, proposed = defaultdict[str, list[tuple[str, Any]]](list), defaultdict[str, list[Item]](list)
+    boxes, proposed = defaultdict[str, list[tuple[str, Edges]]](list), defaultdict[str, list[Item]](list)
     for item in items:
         assert isinstance(item.label, BoxLabel)
         boxes[item.path] += [(item.label.name, box) for box in item.label.boxes]
     for path in stream.sample([*boxes], len(boxes)):
         every = [box for _, box in boxes[path]]
         for name, box in boxes[path]:
-            found = _window(stream, lambda window, box=box: float(overlaps([window], [box])) >= THING)
+            found = _window(stream, [box], THING, 1.0)
             proposed[name] += [Item.of(path=region(path, each), group=path, label=name) for each in found]
-        found = _window(stream, lambda window, every=every: float(overlaps([window], every).amax()) <= APART)
+        found = _window(stream, every, 0.0, APART)
         proposed[BACKGROUND] += [Item.of(path=region(path, each), group=path, label=BACKGROUND) for each in found]
     return proposed
 
 
-def _window(stream: Random, fits: Callable[[tuple[float, float, float, float]], bool]) -> list[Any]:
-    """Return a random square window that fits, or nothing where none was found."""
+def _window(stream: Random, boxes: Sequence[Edges], least: float, most: float) -> list[Edges]:
+    """Return a random square window that overlaps one of the boxes by at least and at most so much, or none."""
     for _ in range(200):
         side = stream.randint(LEAST, SIDE)
         left, top = (stream.randint(0, SIDE - side) for _ in range(2))
-        if fits(window := (left, top, left + side, top + side)):
+        window = (left, top, left + side, top + side)
+        if least <= float(overlaps([window], boxes).amax()) <= most:
             return [window]
     return []
 

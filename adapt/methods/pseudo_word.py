@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from math import sqrt
 from typing import TYPE_CHECKING, Literal
@@ -152,7 +153,7 @@ class PseudoWord(Method[ImageStep], Composes, StandsAlone):
         found = list[Tensor]()
         for chosen in torch.arange(len(rows)).split(self.config.batch_size):
             start = 0.02 * torch.randn(len(chosen), model.backbone.tower("text").width).to(rows)
-            found.append(inverted(start, lambda words, of=chosen: of_words(words, of), self.config.inversion_steps))
+            found.append(inverted(start, partial(of_words, chosen=chosen), self.config.inversion_steps))
         targets = torch.cat(found)
 
         def loss(chosen: Tensor) -> Tensor:
