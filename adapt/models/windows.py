@@ -11,67 +11,78 @@ become one, and the classifier has seen no background, so that it may be sure of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import ceil
 
 import torch
-from PIL.Image import Image
 
 from adapt.backbones.box_texts import Edges, NamedBox
-from adapt.models.prediction import Prediction
+from adapt.models.prediction import Prediction, Query
 
 SIZES = (1.0, 0.7, 0.5, 0.35, 0.25)  # sides of windows, as shares of the image's shorter side
 STEP = 0.25  # of a window's side, to the next window
 ALIKE = 0.3  # intersection over union of two windows, above which the less sure one is dropped
 PART = 0.6  # of a window's area inside a surer one, above which it is dropped
 SURE = 0.9  # the least probability of a box, unless another one is asked for
+Place = tuple[int, int, int, int]  # left, upper, right and lower edge in pixels
 
 
-def windows(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+def windows(width: int, height: int) -> Iterator[Place]:
     """Yield square windows of an image in pixels: left, upper, right and lower edge, the largest windows first."""
-    for share in SIZES:
-        side = max(1, round(share * min(width, height)))
-        across, down = ([*_starts(length, side)] for length in (width, height))
-        yield from ((left, upper, left + side, upper + side) for upper in down for left in across)
+    for side, (across, down) in _steps(width, height):
+        lefts, uppers = (
+            [round((length - side) * step / max(1, steps)) for step in range(steps + 1)]
+            for length, steps in ((width, across), (height, down))
+        )
+        yield from ((left, upper, left + side, upper + side) for upper in uppers for left in lefts)
 
 
-def _starts(length: int, side: int) -> Iterator[int]:
-    """Yield where windows begin on a length: evenly, at most about `STEP` apart, the last one at its end."""
-    steps = ceil((length - side) / (STEP * side))
-    yield from (round((length - side) * step / max(1, steps)) for step in range(steps + 1))
+def count(width: int, height: int) -> int:
+    """Return the number of an image's windows."""
+    return sum((across + 1) * (down + 1) for _, (across, down) in _steps(width, height))
 
 
-def find(
-    images: Iterable[Image], classify: Callable[[Iterable[Image]], Iterable[Prediction]], least: float
-) -> Iterator[Prediction]:
-    """Yield for each image the prediction of its surest window, with the boxes of at least this probability.
+def _steps(width: int, height: int) -> Iterator[tuple[int, list[int]]]:
+    """Yield the side of the windows of each size, and the steps between the first and the last one, across and down.
 
-    Of several labels an image, windows are dropped for surer ones of their class alone.
+    They are even, at most about `STEP` long, and the last window is at the end.
+    """
+    for side in (max(1, round(share * min(width, height))) for share in SIZES):
+        yield side, [ceil((length - side) / (STEP * side)) for length in (width, height)]
+
+
+def of_each(query: Query) -> Query:
+    """Return what is asked about each window by a query for boxes."""
+    return replace(query, boxes=False, threshold=SURE if query.threshold is None else query.threshold)
+
+
+def found(places: Sequence[Place], answers: Sequence[Prediction], own: Query) -> Prediction:
+    """Return the prediction of the surest of an image's windows, with the boxes of those above the threshold.
+
+    `own` is what was asked about each window. Of several labels an image, windows are dropped for surer ones of their
+    class alone.
     """
     from torchvision.ops import batched_nms
 
-    for image in images:
-        places = [*windows(*image.size)]
-        answers = [*classify(image.crop(place) for place in places)]
-        several = answers[0].class_names is not None
-        named = [
-            NamedBox(name, place, probability)
-            for place, answer in zip(places, answers, strict=True)
-            for name, probability in answer.top[: None if several else 1]
-            if probability >= least
-        ]
-        numbers = {box.name: at * several for at, box in enumerate(named)}  # each name's, or one for all
-        groups = [numbers[box.name] for box in named]
-        edges = torch.tensor([box.edges for box in named], dtype=torch.float).view(-1, 4)
-        order = batched_nms(edges, torch.tensor([box.probability for box in named]), torch.tensor(groups), ALIKE)
-        kept = list[int]()
-        for at in order.tolist():
-            alike = (other for other in kept if groups[other] == groups[at])
-            if all(_inside(named[at].edges, named[other].edges) < PART for other in alike):
-                kept.append(at)
-        surest = max(answers, key=lambda answer: answer.probability)
-        yield replace(surest, boxes=tuple(named[at] for at in kept), sighting=None)  # a watch compares whole images
+    several = answers[0].class_names is not None
+    named = [
+        NamedBox(name, place, probability)
+        for place, answer in zip(places, answers, strict=True)
+        for name, probability in answer.top[: None if several else 1]
+        if probability >= (own.threshold or 0.0)
+    ]
+    numbers = {box.name: at * several for at, box in enumerate(named)}  # each name's, or one for all
+    groups = [numbers[box.name] for box in named]
+    edges = torch.tensor([box.edges for box in named], dtype=torch.float).view(-1, 4)
+    order = batched_nms(edges, torch.tensor([box.probability for box in named]), torch.tensor(groups), ALIKE)
+    kept = list[int]()
+    for at in order.tolist():
+        alike = (other for other in kept if groups[other] == groups[at])
+        if all(_inside(named[at].edges, named[other].edges) < PART for other in alike):
+            kept.append(at)
+    surest = max(answers, key=lambda answer: answer.probability)
+    return replace(surest, boxes=tuple(named[at] for at in kept), sighting=None)  # a watch compares whole images
 
 
 def _inside(box: Edges, other: Edges) -> float:

@@ -496,7 +496,7 @@ def test_chats_shut_no_classification_out(
         classified = sent.post("/predict", files=[("images", ("a.png", content.getvalue()))])
         held.go.set()
     assert (waiting.result().status_code, refused.status_code, classified.status_code) == (200, 503, 200)
-    assert refused.json()["error"]["message"] == "1 chats are being answered already: try again in a second"
+    assert refused.json()["error"]["message"] == "chats are answered 1 at a time: try again in a second"
 
 
 def question(model: ChatModel, words: str, most: int, on_delta: Callable[[Any], None], **more: Any) -> Question:
