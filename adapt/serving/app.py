@@ -57,6 +57,8 @@ class AdapterCard(BaseModel):
     """Whether what its answers rest on can be mapped, where `explain` is true."""
     boxes: bool
     """Whether its classes can be looked for in windows of images, where `boxes` is true."""
+    turned: bool
+    """Whether it reads images as displayed, turned by EXIF, which pixels of boxes are of; otherwise as stored."""
     default: bool
 
 
@@ -249,6 +251,7 @@ def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
                 maps=model.draws_maps,
                 explains=_answers(model, Query(maps=True, explain=True)),
                 boxes=_answers(model, Query(boxes=True)),
+                turned=model.backbone.preprocess.turned,
                 default=name == now.default,
             )
             for name, model in now.models.items()

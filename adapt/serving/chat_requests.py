@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from random import getrandbits
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import uuid4
 
 from fastapi import HTTPException, Request, Response
@@ -31,6 +31,7 @@ from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission, File
 from adapt.serving.chat_worker import Choosing, Delta, Question, Talker
 from adapt.serving.predict_requests import (
+    AnsweredBox,
     Checked,
     Message,
     check_tokens,
@@ -214,10 +215,11 @@ class Usage(BaseModel):
 
 
 class AnswerMessage(BaseModel):
-    """An answer in words."""
+    """An answer in words, with the boxes in it if it is about a single image, in pixels as `predict` gives them."""
 
     role: Literal["assistant"] = "assistant"
     content: str
+    boxes: list[AnsweredBox] | None
 
 
 class AnswerChoice(BaseModel):
@@ -269,7 +271,7 @@ class Written:
         """Return the body of a response with an answer's pieces together."""
         last = pieces[-1]
         assert last.finish is not None
-        message = AnswerMessage(content="".join(piece.text for piece in pieces))
+        message = AnswerMessage(content="".join(piece.text for piece in pieces), boxes=_boxes(last))
         return Completion(
             id=self._id,
             created=self._created,
@@ -287,7 +289,7 @@ class Written:
         if piece.text:
             yield self._chunk({"content": piece.text}, None, self._told([piece]))
         if piece.finish:
-            yield self._chunk({}, piece.finish)
+            yield self._chunk({} if piece.boxes is None else {"boxes": _boxes(piece)}, piece.finish)
 
     def used(self, last: Delta) -> dict[str, object]:
         """Return the chunk with the number of tokens."""
@@ -298,7 +300,7 @@ class Written:
         content = [token for piece in pieces for token in piece.told]
         return {"content": content, "refusal": None} if content else None
 
-    def _chunk(self, delta: dict[str, str], finish: str | None, told: JsonObject | None = None) -> dict[str, object]:
+    def _chunk(self, delta: JsonObject, finish: str | None, told: JsonObject | None = None) -> dict[str, object]:
         return {
             "id": self._id,
             "object": "chat.completion.chunk",
@@ -306,6 +308,10 @@ class Written:
             "model": self.model,
             "choices": [{"index": 0, "delta": delta, "logprobs": told, "finish_reason": finish}],
         }
+
+
+def _boxes(last: Delta) -> Any:
+    return last.boxes and [AnsweredBox.model_validate(box.plain()).model_dump() for box in last.boxes]
 
 
 def _usage(last: Delta) -> Usage:
