@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from random import getrandbits
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from uuid import uuid4
 
 from fastapi import HTTPException, Request, Response
@@ -271,7 +271,8 @@ class Written:
         """Return the body of a response with an answer's pieces together."""
         last = pieces[-1]
         assert last.finish is not None
-        message = AnswerMessage(content="".join(piece.text for piece in pieces), boxes=_boxes(last))
+        boxes = [AnsweredBox.model_validate(box) for box in last.boxes] or None
+        message = AnswerMessage(content="".join(piece.text for piece in pieces), boxes=boxes)
         return Completion(
             id=self._id,
             created=self._created,
@@ -289,7 +290,7 @@ class Written:
         if piece.text:
             yield self._chunk({"content": piece.text}, None, self._told([piece]))
         if piece.finish:
-            yield self._chunk({} if piece.boxes is None else {"boxes": _boxes(piece)}, piece.finish)
+            yield self._chunk({"boxes": piece.boxes} if piece.boxes else {}, piece.finish)
 
     def used(self, last: Delta) -> dict[str, object]:
         """Return the chunk with the number of tokens."""
@@ -308,10 +309,6 @@ class Written:
             "model": self.model,
             "choices": [{"index": 0, "delta": delta, "logprobs": told, "finish_reason": finish}],
         }
-
-
-def _boxes(last: Delta) -> Any:
-    return last.boxes and [AnsweredBox.model_validate(box.plain()).model_dump() for box in last.boxes]
 
 
 def _usage(last: Delta) -> Usage:

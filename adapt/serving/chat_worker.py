@@ -26,7 +26,6 @@ from adapt.serving.worker import Worker
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from adapt.backbones.box_texts import NamedBox
     from adapt.backbones.encoded_images import PreparedImage
 
 _TURN, _LONGEST_TURN = 16, 64  # tokens that a group writes while others wait, and while none does
@@ -62,7 +61,7 @@ class Delta:
     """The number of tokens of the answer so far."""
     told: Sequence[JsonObject] = ()
     """The tokens that begin in the piece, if they are told, in the form of OpenAI's `logprobs`."""
-    boxes: Sequence[NamedBox] | None = None
+    boxes: Sequence[JsonObject] = ()
     """With the last piece, the boxes in an answer about a single image."""
 
 
@@ -240,10 +239,9 @@ class _Answer:
             told = []
             while self._told and self._told[0][0] < len(text):
                 told.append(self._told.popleft()[1])
-            boxes = None
-            if finish and len(question.images) == 1:
-                boxes = backbone.found(text, question.images[0].size, strict=True) or None
-            piece = text[len(self._text) :]
+            alone = finish and len(question.images) == 1
+            found = backbone.found(text, question.images[0].size, strict=True) if alone else None
+            boxes, piece = [box.plain() for box in found or ()], text[len(self._text) :]
             question.on_delta(Delta(piece, finish, self.prompt_tokens, len(self.tokens), told, boxes))
             self._text = text
 

@@ -56,9 +56,7 @@ Level = Annotated[
 ]
 WithMaps = Annotated[bool, Field(description="Also say where images look abnormal, by the adapters that draw maps.")]
 Explain = Annotated[bool, Field(description="Also map what the answer of a single adapter rests on.")]
-WithBoxes = Annotated[
-    bool, Field(description="Look for the classes of a single adapter in windows of images, by default at 0.9.")
-]
+WithBoxes = Annotated[bool, Field(description="Look for a single adapter's classes in windows, at threshold or 0.9.")]
 Names = Annotated[list[str], Field(max_length=64, description="Adapters to use; without any, the default one.")]
 
 
