@@ -25,10 +25,9 @@ STEP = 0.25  # of a window's side, to the next window
 ALIKE = 0.3  # intersection over union of two windows, above which the less sure one is dropped
 PART = 0.6  # of a window's area inside a surer one, above which it is dropped
 SURE = 0.9  # the least probability of a box, unless another one is asked for
-Place = tuple[int, int, int, int]  # left, upper, right and lower edge in pixels
 
 
-def windows(width: int, height: int) -> Iterator[Place]:
+def windows(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
     """Yield square windows of an image in pixels: left, upper, right and lower edge, the largest windows first."""
     for side, (across, down) in _steps(width, height):
         lefts, uppers = (
@@ -57,7 +56,7 @@ def of_each(query: Query) -> Query:
     return replace(query, boxes=False, threshold=SURE if query.threshold is None else query.threshold)
 
 
-def found(places: Sequence[Place], answers: Sequence[Prediction], own: Query) -> Prediction:
+def found(places: Sequence[Edges], answers: Sequence[Prediction], own: Query) -> Prediction:
     """Return the prediction of the surest of an image's windows, with the boxes of those above the threshold.
 
     `own` is what was asked about each window. Of several labels an image, windows are dropped for surer ones of their

@@ -361,13 +361,13 @@ class Predictions:
         read = opened if query.boxes else look
         async with self._admission.images(kind, files, read, more, at_a_time) as images:
             if query.boxes:
-                rows = [(await self._found(together, query, image, look),) for image in images]
+                rows: list[Sequence[Prediction]] = [[await self._found(together, query, each, look)] for each in images]
             else:
                 own = replace(query, maps=query.maps and not query.explain, explain=False)
                 rows = await self.passed(Classifying(together, own), images, bool(together.native))
             if query.explain:
                 seen = zip(images, rows, strict=True)
-                rows = [(await self._explained(models[0], *image, *row),) for image, row in seen]
+                rows = [[await self._explained(models[0], image[0], row[0])] for image, row in seen]
             if query.maps:
                 rows = [await self._admission.aside(partial(_drawn, models, row, query.explain)) for row in rows]
         for name in names:
@@ -399,7 +399,7 @@ class Predictions:
         """Return the prediction for an image with the boxes of `windows`, some of which are in a pass."""
         own, places, answers = of_each(query), [*windows(*image.size)], []
         for part in in_batches(places, _PARTS):
-            cropped = partial(list, map(look, map(image.crop, part)))
+            cropped = partial(list[Prepared], map(look, map(image.crop, part)))
             seen = await self._admission.aside(cropped, image.width * image.height)
             answers += await self.passed(Classifying(together, own), seen, bool(together.native))
         return await self._admission.aside(partial(found, places, [answer for [answer] in answers], own))
