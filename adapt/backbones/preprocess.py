@@ -73,10 +73,11 @@ class Preprocess:
 
     def picture(self, pixels: Tensor) -> Image:
         """Return the picture that an image was after resizing and cropping, from its normalised pixels `(3, h, w)`."""
-        from torchvision.transforms.v2.functional import to_pil_image
+        from PIL.Image import fromarray
 
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return to_pil_image((255 * (pixels * std + mean)).round().clamp(0, 255).byte())
+        levels = (255 * (pixels * std + mean)).round().clamp(0, 255).byte()
+        return fromarray(levels.permute(1, 2, 0).numpy())
 
     def _resized(self, interpolation: str) -> list[nn.Module]:
         """Return transforms that make an image square, by resizing and cropping or by changing the aspect ratio."""

@@ -31,7 +31,6 @@ from adapt.methods.base import Context, Method, checked
 from adapt.methods.base.class_loss import ClassLoss
 from adapt.methods.base.step import TERMS, Step, Terms
 from adapt.methods.base.traits import (
-    DrawsMaps,
     Grades,
     OwnClassifier,
     SetAtUse,
@@ -338,17 +337,18 @@ class Adapted(nn.Module, Generic[B]):
         self.check_query(query)
         if query.sets is not None:
             self.sets_at(query.sets, query.items, query.together)
-        if query.boxes:
-            from adapt.models import windows
+        return (self._found if query.boxes else self._asked)(images, query, batch_size, urls)
 
-            if any(has_trait(self.method, each) for each in (DrawsMaps, Grades, Stream)):
-                name = self.method.name
-                raise AdaptError(f"{name} draws maps, grades images or remembers earlier ones: leave boxes out")
-            least = windows.SURE if query.threshold is None else query.threshold
-            turned, own = turns(self.transform()), replace(query, boxes=False, threshold=least)
-            opened = (open_image(each, turned=turned, urls=urls) for each in each_of(images))
-            return windows.find(opened, lambda crops: self._asked(crops, own, batch_size, False), least)
-        return self._asked(images, query, batch_size, urls)
+    def _found(self, images: object, query: Query, batch_size: int, urls: bool) -> Iterator[Prediction]:
+        """Yield the answers of `ask` to a query for boxes, which was checked."""
+        from adapt.models import windows
+
+        turned, own = turns(self.transform()), windows.of_each(query)
+        for each in each_of(images):
+            image = open_image(each, turned=turned, urls=urls)
+            places = [*windows.windows(*image.size)]
+            answers = self._asked((image.crop(place) for place in places), own, batch_size, False)
+            yield windows.found(places, [*answers], own)
 
     def _asked(self, images: object, query: Query, batch_size: int, urls: bool) -> Iterator[Any]:
         """Yield the answers of `ask` to a query that was checked."""

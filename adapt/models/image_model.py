@@ -29,6 +29,8 @@ from adapt.methods.base.traits import (
     PoolsBags,
     PoolsPairs,
     Projects,
+    Stream,
+    has_trait,
     normal_label,
     trait,
 )
@@ -394,6 +396,9 @@ class ImageModel(Adapted[E]):
         self._check_classes()
         if query.items:
             self.check_takes_bags()
+        if query.boxes and any(has_trait(self.method, each) for each in (DrawsMaps, Grades, Stream)):
+            name = self.method.name
+            raise AdaptError(f"{name} draws maps, grades images or remembers earlier ones: leave boxes out")
         if query.maps and query.explain:
             views = f"{self.method.name} reads views of an image" if self.method.views else ""
             if views or self.backbone.as_decoded:

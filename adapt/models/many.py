@@ -82,11 +82,10 @@ class SideBySide:
         any_draws = any(model.draws_maps for model in self._models)
         return [replace(query, maps=query.maps and (model.draws_maps or not any_draws)) for model in self._models]
 
-    @property
-    def map_pixels(self) -> int:
-        """The number of pixels in all maps of an image."""
-        sizes = (model.backbone.preprocess.size for model in self._models if model.draws_maps)
-        return sum(size**2 for size in sizes)
+    def map_pixels(self, query: Query) -> int:
+        """Return the number of pixels in all maps of an image that the query asks for."""
+        asked = zip(self._models, self._queries(query), strict=True)
+        return sum(model.backbone.preprocess.size**2 for model, own in asked if own.maps)
 
     @property
     def views(self) -> int:

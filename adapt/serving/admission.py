@@ -137,33 +137,40 @@ class Admission:
 
     @asynccontextmanager
     async def images(
-        self, kind: str, files: Sequence[File], look: Callable[[bytes, str], Seen], returned: int = 0
+        self,
+        kind: str,
+        files: Sequence[File],
+        look: Callable[[bytes, str], Seen],
+        more: Callable[[int, int], int] = lambda width, height: 0,
+        at_a_time: int | None = None,
     ) -> AsyncIterator[list[Seen]]:
         """Count a request as being answered, and yield its images, which `look` makes of each file's content and name.
 
-        Their pixels are held meanwhile, and `returned` pixels of pictures in the answer. Cancellation stops the
-        decoding. Raises Crowded if too many requests of its `kind` are being answered, and TooManyPixels.
+        Their pixels are held meanwhile, and as many `more` as it returns for an image's width and height: those of maps
+        in the answer, and of parts that are computed by themselves. Cancellation stops the decoding. Raises Crowded if
+        `at_a_time` requests of its `kind`, by default those of the limits, are being answered, and TooManyPixels.
         """
-        if not await comes(lambda: self._answering[kind] < self.limits.requests, self._patience):
-            raise Crowded(f"{self.limits.requests} {kind} are being answered already: try again in a second")
+        most = at_a_time or self.limits.requests
+        if not await comes(lambda: self._answering[kind] < most, self._patience):
+            raise Crowded(f"{kind} are answered {most} at a time: try again in a second")
         self._answering[kind] += 1
         try:
-            sizes = await self._read([len(content) for _, content in files], files, pixels_of)
-            pixels = sum(sizes) + returned
-            if pixels > self.limits.pixels:
-                of_maps = f", {returned:,} of them in maps of the answer" if returned else ""
+            sizes = await self._read([len(content) for _, content in files], files, size_of)
+            pixels, added = [width * height for width, height in sizes], sum(more(*size) for size in sizes)
+            if (total := sum(pixels) + added) > self.limits.pixels:
+                of_them = f", {added:,} of them in maps, windows or covered copies" if added else ""
                 raise TooManyPixels(
-                    f"the images have {pixels:,} pixels{of_maps}, and a request may have at most "
+                    f"the images have {total:,} pixels{of_them}, and a request may have at most "
                     f"{self.limits.pixels:,}: send fewer or smaller ones"
                 )
-            async with self._pixels.hold(pixels):
-                yield await self._read(sizes, files, look)
+            async with self._pixels.hold(total):
+                yield await self._read(pixels, files, look)
         finally:
             self._answering[kind] -= 1
 
-    async def aside(self, compute: Callable[[], Seen]) -> Seen:
-        """Return the result of `compute`, run by one of the threads that decode images."""
-        [result] = await asyncio.wrap_future(self.readers.read([None], [0], lambda _: compute()))
+    async def aside(self, compute: Callable[[], Seen], size: int = 0) -> Seen:
+        """Return the result of `compute`, run by a thread that decodes images, as one of `size` pixels."""
+        [result] = await asyncio.wrap_future(self.readers.read([None], [size], lambda _: compute()))
         return result
 
     async def _read(self, sizes: list[int], files: Sequence[File], look: Callable[[bytes, str], Seen]) -> list[Seen]:
@@ -247,15 +254,15 @@ class ImageReaders(Worker[_Job]):
         return None
 
 
-def pixels_of(content: bytes, name: str) -> int:
-    """Return the number of pixels given in an image's header. Raises AdaptError if `open_image` would refuse the image.
+def size_of(content: bytes, name: str) -> tuple[int, int]:
+    """Return the width and height in an image's header. Raises AdaptError if `open_image` would refuse the image.
 
     A JPEG with very many scans, which is slow to decode, is refused as well.
     """
     with opened(BytesIO(content), name) as picture:
         if picture.format in ("JPEG", "MPO") and _scans(content) > _SCANS:
             raise ValueError(f"the image is a JPEG with more than {_SCANS} scans: save it with fewer scans")
-        return picture.width * picture.height
+        return picture.size
 
 
 def _scans(content: bytes) -> int:

@@ -18,7 +18,8 @@ from starlette.exceptions import HTTPException
 from adapt.common.errors import AdaptError
 from adapt.common.version import __version__
 from adapt.models.base import is_native
-from adapt.serving.adapters import NoSuchAdapter, NotAllowed, ServedAdapters, TooManyAdapters
+from adapt.models.prediction import Query
+from adapt.serving.adapters import NoSuchAdapter, NotAllowed, ServedAdapters, ServedModel, TooManyAdapters
 from adapt.serving.admission import Admission, Crowded, Limits, TooManyPixels
 from adapt.serving.chat_requests import FAILED, ChatCompletions, ChatRequest, Completion, ModelCard, ModelCards
 from adapt.serving.embedding_requests import Embedded, EmbeddingRequest, Embeddings, Searched, SearchRequest
@@ -52,6 +53,12 @@ class AdapterCard(BaseModel):
     """Whether it answers in words."""
     maps: bool
     """Whether it draws maps, which `/predict` gives where `maps` is true."""
+    explains: bool
+    """Whether what its answers rest on can be mapped, where `explain` is true."""
+    boxes: bool
+    """Whether its classes can be looked for in windows of images, where `boxes` is true."""
+    turned: bool
+    """Whether it reads images as displayed, turned by EXIF, which pixels of boxes are of; otherwise as stored."""
     default: bool
 
 
@@ -242,6 +249,9 @@ def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
                 classes=list(model.class_names),
                 chats=is_native(model),
                 maps=model.draws_maps,
+                explains=_answers(model, Query(maps=True, explain=True)),
+                boxes=_answers(model, Query(boxes=True)),
+                turned=model.backbone.preprocess.turned,
                 default=name == now.default,
             )
             for name, model in now.models.items()
@@ -269,6 +279,15 @@ def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
         """Unload an adapter; current requests are still answered."""
         adapters.unload(name)
         return cards()
+
+
+def _answers(model: ServedModel, query: Query) -> bool:
+    """Return whether the model can answer the query."""
+    try:
+        model.check_query(query)
+    except AdaptError:
+        return False
+    return True
 
 
 def _add_watching(app: FastAPI, adapters: ServedAdapters, work: Work, metrics: Counted) -> None:

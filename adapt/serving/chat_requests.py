@@ -31,6 +31,7 @@ from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission, File
 from adapt.serving.chat_worker import Choosing, Delta, Question, Talker
 from adapt.serving.predict_requests import (
+    AnsweredBox,
     Checked,
     Message,
     check_tokens,
@@ -214,10 +215,11 @@ class Usage(BaseModel):
 
 
 class AnswerMessage(BaseModel):
-    """An answer in words."""
+    """An answer in words, with the boxes in it if it is about a single image, in pixels as `predict` gives them."""
 
     role: Literal["assistant"] = "assistant"
     content: str
+    boxes: list[AnsweredBox] | None
 
 
 class AnswerChoice(BaseModel):
@@ -269,7 +271,8 @@ class Written:
         """Return the body of a response with an answer's pieces together."""
         last = pieces[-1]
         assert last.finish is not None
-        message = AnswerMessage(content="".join(piece.text for piece in pieces))
+        boxes = [AnsweredBox.model_validate(box) for box in last.boxes] or None
+        message = AnswerMessage(content="".join(piece.text for piece in pieces), boxes=boxes)
         return Completion(
             id=self._id,
             created=self._created,
@@ -287,7 +290,7 @@ class Written:
         if piece.text:
             yield self._chunk({"content": piece.text}, None, self._told([piece]))
         if piece.finish:
-            yield self._chunk({}, piece.finish)
+            yield self._chunk({"boxes": piece.boxes} if piece.boxes else {}, piece.finish)
 
     def used(self, last: Delta) -> dict[str, object]:
         """Return the chunk with the number of tokens."""
@@ -298,7 +301,7 @@ class Written:
         content = [token for piece in pieces for token in piece.told]
         return {"content": content, "refusal": None} if content else None
 
-    def _chunk(self, delta: dict[str, str], finish: str | None, told: JsonObject | None = None) -> dict[str, object]:
+    def _chunk(self, delta: JsonObject, finish: str | None, told: JsonObject | None = None) -> dict[str, object]:
         return {
             "id": self._id,
             "object": "chat.completion.chunk",

@@ -61,6 +61,8 @@ class Delta:
     """The number of tokens of the answer so far."""
     told: Sequence[JsonObject] = ()
     """The tokens that begin in the piece, if they are told, in the form of OpenAI's `logprobs`."""
+    boxes: Sequence[JsonObject] = ()
+    """With the last piece, the boxes in an answer about a single image."""
 
 
 @dataclass(eq=False)
@@ -237,7 +239,10 @@ class _Answer:
             told = []
             while self._told and self._told[0][0] < len(text):
                 told.append(self._told.popleft()[1])
-            question.on_delta(Delta(text[len(self._text) :], finish, self.prompt_tokens, len(self.tokens), told))
+            alone = finish and len(question.images) == 1
+            found = backbone.found(text, question.images[0].size, strict=True) if alone else None
+            boxes, piece = [box.plain() for box in found or ()], text[len(self._text) :]
+            question.on_delta(Delta(piece, finish, self.prompt_tokens, len(self.tokens), told, boxes))
             self._text = text
 
     def _token(self, token: int, likeliest: int = 0) -> JsonObject:

@@ -26,8 +26,29 @@ async function ask(path, more) {
   return (await respond(path, more)).json();
 }
 
+const cards = {}; // of adapters, by their names
+
 function say(problem) {
   add(byId("problem"), "p", problem);
+}
+
+// Show a picture with numbered boxes, and below it their names. `turned` says whether they are of it as displayed.
+async function showBoxes(figure, source, alt, boxes, turned) {
+  const frame = add(figure, "div", "", "seen"), picture = add(frame, "img");
+  picture.style.imageOrientation = turned ? "from-image" : "none";
+  picture.alt = alt;
+  picture.src = source;
+  await picture.decode().catch(() => {}); // a browser does not show all that a server reads: then there are names alone
+  const names = add(add(figure, "figcaption"), "ol"), sides = [picture.naturalWidth, picture.naturalHeight]; // as displayed
+  const [width, height] = sides[0] > sides[1] === picture.offsetWidth > picture.offsetHeight ? sides : sides.reverse();
+  for (const [at, { bbox: [left, upper, right, lower], label, probability }] of boxes.entries()) {
+    add(names, "li", (label || "here") + (probability == null ? "" : ` ${(100 * probability).toFixed(1)} %`));
+    if (!width) continue;
+    const box = add(frame, "span");
+    add(box, "b", `${at + 1}`);
+    const shares = { left: left / width, top: upper / height, width: (right - left) / width, height: (lower - upper) / height };
+    for (const side in shares) box.style[side] = `${100 * shares[side]}%`;
+  }
 }
 
 // Call `take` with the files that are chosen, or dropped on the page's field for them.

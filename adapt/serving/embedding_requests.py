@@ -8,7 +8,6 @@ text is a string (OpenAI) or `{"text": …}` (Jina), an image a data URI or `{"i
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from adapt.retrieval.index import changed
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission, File
 from adapt.serving.chat_requests import CHARACTERS, ChatPart, ChatTurn, TextPart, parts_of, sent_json, without_nulls
-from adapt.serving.predict_requests import Asked, Message, Predictions, answered, check_tokens
+from adapt.serving.predict_requests import Message, Predictions, answered, check_tokens
 from adapt.serving.web import Counted
 
 
@@ -235,12 +234,11 @@ class Embeddings:
                 check_tokens(model.backbone, image.size, name, limits.tokens)
             return transform(image)
 
-        batcher = self._predictions.native_batcher if model.backbone.as_decoded else self._predictions.batcher
         async with self._admission.images("embeddings", files, look) as images:
             tokens = await self._admission.aside(lambda: _tokens(model, texts)) if texts else 0
             left = iter(images)
             inputs = [next(left) if each is IMAGE else each for each in inputs]
-            rows = await asyncio.wrap_future(batcher.ask(Asked(encoding, inputs)).answer)
+            rows = await self._predictions.passed(encoding, inputs, model.backbone.as_decoded)
         self._metrics.images.labels(name).inc(len(files))
         return rows, tokens
 

@@ -18,6 +18,7 @@ from functools import partial
 from io import BytesIO
 from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 from fastapi import HTTPException, Request, Response
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,17 +27,21 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
+from torch import Tensor
 
 from adapt.backbones.encoded_images import PreparedImage
 from adapt.chats import Chat
 from adapt.common.errors import AdaptError
 from adapt.common.validation import explain
-from adapt.models.base import Adapted
+from adapt.data.decoding.images import in_batches, open_image
+from adapt.models.base import Adapted, evaluating
 from adapt.models.many import Prepared, SideBySide
 from adapt.models.native_vlm import TOGETHER
-from adapt.models.prediction import Prediction, Query
+from adapt.models.occlusion import PLACES, Occlusion
+from adapt.models.prediction import Map, Prediction, Query
 from adapt.models.watch import Watch, Window, Windows, summary
-from adapt.serving.adapters import ServedAdapters
+from adapt.models.windows import count, found, of_each, windows
+from adapt.serving.adapters import ServedAdapters, ServedModel
 from adapt.serving.admission import Admission, File
 from adapt.serving.web import Counted
 from adapt.serving.worker import Worker
@@ -50,6 +55,8 @@ Level = Annotated[
     float | None, Field(gt=0, lt=1, description="Also give the set of classes that holds the true one at this level.")
 ]
 WithMaps = Annotated[bool, Field(description="Also say where images look abnormal, by the adapters that draw maps.")]
+Explain = Annotated[bool, Field(description="Also map what the answer of a single adapter rests on.")]
+WithBoxes = Annotated[bool, Field(description="Look for a single adapter's classes in windows, at threshold or 0.9.")]
 Names = Annotated[list[str], Field(max_length=64, description="Adapters to use; without any, the default one.")]
 
 
@@ -58,13 +65,15 @@ class Message(BaseModel):
 
 
 class Asking(Message):
-    """The settings of a request: adapters, the number of classes to return, a threshold, a level of sets, and maps."""
+    """The settings of a request: adapters, the number of classes to return, a threshold, a level of sets, pictures."""
 
     adapters: Names = []
     top_k: TopK = 5
     threshold: Threshold = None
     sets: Level = None
     maps: WithMaps = False
+    explain: Explain = False
+    boxes: WithBoxes = False
 
 
 class ImagesInJson(Asking):
@@ -85,6 +94,7 @@ class DrawnMap(BaseModel):
 
     `scores` has 16-bit values, whose scores are `offset + scale * value`. Pixels above `threshold` are abnormal, and
     `overlay` has colours over the image from there, or without a threshold from the median, to the `highest` score.
+    With `explain`, scores are how much the log-odds of the answer fall where the image is covered, coloured from 0 on.
     """
 
     scores: str
@@ -96,17 +106,19 @@ class DrawnMap(BaseModel):
 
 
 class AnsweredBox(BaseModel):
-    """A box in pixels (left, upper, right, lower), and what the model calls it."""
+    """A box in pixels (left, upper, right, lower), what the model calls it, and the probability of a window's class."""
 
     bbox: tuple[float, float, float, float]
     label: str
+    probability: float | None = None
 
 
 class AdapterAnswer(BaseModel):
     """The prediction of one adapter for an image; below the threshold, `class` is `none` and `label` is null.
 
     For a multi-label adapter, `classes` lists all classes that reach the threshold. `set`, or for a number `interval`,
-    is there if `sets` was given, and `map` if `maps` was. An average has a `disagreement`.
+    is there if `sets` was given, `map` if `maps` or `explain` was, and `boxes` if `boxes` was, where all else is that
+    of the surest window. An average has a `disagreement`.
     """
 
     adapter: str
@@ -120,7 +132,7 @@ class AdapterAnswer(BaseModel):
     p_value: float | None = None  # of being as good as the images that were learned from
     map: DrawnMap | None = None
     disagreement: dict[Literal["share", "nats"], float] | None = None  # of an average
-    boxes: list[AnsweredBox] | None = None  # in an answer in words, in pixels of the upright image
+    boxes: list[AnsweredBox] | None = None
     strangeness: float | None = None  # from an adapter with a watch, in standard deviations
     top: list[ClassProbability]
 
@@ -140,6 +152,8 @@ class ImagesAnswered(BaseModel):
 
 
 _SAID_OF_A_PIXEL = 4  # a pixel of a map is several bytes of an answer, and counts as so many of an image
+_PIXELS_OF_A_PART = 224**2  # as which a window, or a covered copy, of an image counts
+_PARTS = 8  # of an image in a pass, so that other requests wait for little
 _FORM = "curl -F images=@photo.png"
 
 
@@ -322,26 +336,40 @@ class Predictions:
     async def _predicted(self, request: tuple[list[File], Asking]) -> dict[str, object]:
         """Return the JSON-serialisable predictions for the images and settings of a request."""
         (files, asking), now = request, self._adapters.now
-        names = asking.adapters or [now.default]
-        query = Query(asking.top_k, asking.threshold, sets=asking.sets, maps=asking.maps)
-        together = now.together(names)
+        names, settings = asking.adapters or [now.default], asking.model_dump(exclude={"adapters"})
+        query = Query(**settings | {"maps": asking.maps or asking.explain})
+        if (in_parts := query.explain or query.boxes) and len(names) > 1:
+            raise AdaptError(f"explain and boxes take a single adapter, not {', '.join(names)}: name one in adapters")
+        together, models = now.together(names), [now.named(name) for name in names]
         together.check_query(query)
-        returned = _SAID_OF_A_PIXEL * together.map_pixels * len(files) if asking.maps else 0
 
-        def look(content: bytes, name: str) -> Prepared:
-            pixels = together.pixels(content, name=name)
+        def look(image: object, name: str = "a window") -> Prepared:
+            pixels = together.pixels(image, name=name)
             for model in together.native:
                 size = next(own.size for own in pixels if isinstance(own, Image | PreparedImage))
-                check_tokens(model.backbone, size, name, most)
+                check_tokens(model.backbone, size, name, self._admission.limits.tokens)
             return pixels
 
-        most = self._admission.limits.tokens
-        batcher = self.native_batcher if together.native else self.batcher
-        async with self._admission.images("classifications", files, look, returned) as pixels:
-            rows = await asyncio.wrap_future(batcher.ask(Asked(Classifying(together, query), pixels)).answer)
-            if asking.maps:
-                models = [now.named(name) for name in names]
-                rows = [await self._admission.aside(partial(_drawn, models, row)) for row in rows]
+        def opened(content: bytes, name: str) -> Any:
+            return open_image(content, turned=together.turnings == {True}, name=name)
+
+        def more(width: int, height: int) -> int:
+            parts = count(width, height) if query.boxes else PLACES * query.explain
+            return _PIXELS_OF_A_PART * parts + _SAID_OF_A_PIXEL * together.map_pixels(query)
+
+        kind, at_a_time = ("requests with explain or boxes", 1) if in_parts else ("classifications", None)
+        read = opened if query.boxes else look
+        async with self._admission.images(kind, files, read, more, at_a_time) as images:
+            if query.boxes:
+                rows: list[Sequence[Prediction]] = [[await self._found(together, query, each, look)] for each in images]
+            else:
+                own = replace(query, maps=query.maps and not query.explain, explain=False)
+                rows = await self.passed(Classifying(together, own), images, bool(together.native))
+            if query.explain:
+                seen = zip(images, rows, strict=True)
+                rows = [[await self._explained(models[0], image[0], row[0])] for image, row in seen]
+            if query.maps:
+                rows = [await self._admission.aside(partial(_drawn, models, row, query.explain)) for row in rows]
         for name in names:
             self._metrics.images.labels(name).inc(len(rows))
         alarms = {}
@@ -360,6 +388,35 @@ class Predictions:
             ],
         }
 
+    async def passed(self, compute: Callable[[Sequence[Any]], Iterable[Any]], inputs: Any, native: bool) -> list[Any]:
+        """Return what `compute` makes of inputs, in passes among those of other requests."""
+        batcher = self.native_batcher if native else self.batcher
+        return await asyncio.wrap_future(batcher.ask(Asked(compute, inputs)).answer)
+
+    async def _found(
+        self, together: SideBySide, query: Query, image: Image, look: Callable[[Image], Prepared]
+    ) -> Prediction:
+        """Return the prediction for an image with the boxes of `windows`, some of which are in a pass."""
+        own, places, answers = of_each(query), [*windows(*image.size)], []
+        for part in in_batches(places, _PARTS):
+            cropped = partial(list[Prepared], map(look, map(image.crop, part)))
+            seen = await self._admission.aside(cropped, image.width * image.height)
+            answers += await self.passed(Classifying(together, own), seen, bool(together.native))
+        return await self._admission.aside(partial(found, places, [answer for [answer] in answers], own))
+
+    async def _explained(self, model: ServedModel, image: Tensor, prediction: Prediction) -> Prediction:
+        """Return a prediction with the map of what it rests on, for which some covered images are in a pass."""
+        label = model.class_names.index(prediction.top[0][0])
+        occlusion = Occlusion(model, image.to(model.backbone.device), label, model.answers.several)
+
+        def log_odds(covers: Sequence[Tensor]) -> list[float]:
+            with evaluating(model), torch.no_grad():
+                return occlusion.log_odds(torch.stack([*covers])).tolist()
+
+        parts = occlusion.covers.split(_PARTS)
+        odds = [each for part in parts for each in await self.passed(log_odds, part, False)]
+        return replace(prediction, map=Map(occlusion.falls(torch.tensor(odds)).cpu(), image))
+
     def _compared(self, name: str, watch: Watch | None, answers: Sequence[Prediction]) -> Window | None:
         """Count an adapter's answers in its windows, which begin anew with another adapter of its name.
 
@@ -376,16 +433,17 @@ class Predictions:
         return windows.last
 
 
-def _drawn(models: Sequence[Adapted[Any]], row: Sequence[Prediction]) -> list[Prediction]:
+def _drawn(models: Sequence[Adapted[Any]], row: Sequence[Prediction], explain: bool) -> list[Prediction]:
     """Return the models' predictions for an image, with pictures of their maps to send."""
     from adapt.evaluation.maps import as_picture, ends_of_colour, heat, pixel_threshold
 
     drawn = []
     for model, prediction in zip(models, row, strict=True):
         if prediction.map is not None:
-            scores, threshold = prediction.map.scores, pixel_threshold(model)
+            scores, threshold = prediction.map.scores, None if explain else pixel_threshold(model)
             picture, told = as_picture(scores, threshold)
-            ends = ends_of_colour([float(scores.median())], [told["highest"]], threshold)
+            low = 0.0 if explain else float(scores.median())
+            ends = ends_of_colour([low], [told["highest"]], threshold)
             overlay = heat(model.backbone.preprocess.picture(prediction.map.pixels), scores, ends)
             for name, each in (("scores", picture), ("overlay", overlay)):
                 each.save(file := BytesIO(), "PNG")

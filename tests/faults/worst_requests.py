@@ -23,9 +23,11 @@ def picture(side: int, kind: str = "PNG", mode: str = "RGBA", **how: Any) -> byt
     return file.getvalue()
 
 
-def form(*images: bytes) -> Body:
-    head = b'--b\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
-    return _FORM, b"".join(head + image + b"\r\n" for image in images) + b"--b--\r\n"
+def form(*images: bytes, **fields: str) -> Body:
+    head = b"--b\r\nContent-Disposition: form-data; name="
+    parts = [b'"images"; filename="a"\r\n\r\n' + image for image in images]
+    parts += [f'"{name}"\r\n\r\n{value}'.encode() for name, value in fields.items()]
+    return _FORM, b"".join(head + part + b"\r\n" for part in parts) + b"--b--\r\n"
 
 
 def chat(image: bytes) -> Body:
@@ -75,6 +77,8 @@ WORST: dict[str, Callable[[], Body]] = {
     "one WebP of most pixels": lambda: form(picture(6600, "WEBP", "RGB", quality=10, method=0)),
     "32 PNGs of all pixels": lambda: form(*[picture(int((SIDE**2 / IMAGES) ** 0.5))] * IMAGES),
     "32 images of few pixels": lambda: form(*[picture(16)] * IMAGES),
+    "boxes in a picture of most pixels": lambda: form(picture(7000), boxes="true"),
+    "what 15 pictures rest on": lambda: form(*[picture(64)] * 15, explain="true"),
     "a JPEG of 32 scans": _scans,
     "PNGs with texts": _texts,
     "a PNG of all pixels and bytes": _padded,

@@ -472,4 +472,4 @@ def test_pixels_of_maps_count(serve: Serve, images: list[bytes], folder: Path, o
     assert upload(client, images[:1], adapters=["anovl"], maps=True).status_code == 200
     refused = upload(client, images[:2], adapters=["anovl"], maps=True)
     assert refused.status_code == 413
-    assert f"{8 * side * side:,} of them in maps of the answer" in refused.text
+    assert f"{8 * side * side:,} of them in maps, windows or covered copies" in refused.text

@@ -176,6 +176,26 @@ def test_openais_client_gets_what_the_model_says(served: ServedAdapters, models:
     assert whole["first"].choices[0].message.content != whole["second"].choices[0].message.content
 
 
+def test_boxes_in_an_answer_about_one_picture_are_those_of_predict(
+    client: Callable[..., TestClient], models: dict[str, ChatModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, (one, two, *_), sent = '{"bbox_2d": [3, 4, 20, 12], "label": "dog"}', pictures(), client()
+    tokenizer = type(models["first"].backbone.tokenizer)
+    monkeypatch.setattr(tokenizer, "decode", lambda self, tokens, **how: said)
+    monkeypatch.setattr(tokenizer, "batch_decode", lambda self, rows, **how: [said for _ in rows])
+    [expected] = models["first"].predict([one], question="where is the dog?")
+    assert expected.boxes
+    told = [box.plain() for box in expected.boxes]
+    [choice] = post(sent, user("where is the dog?", one)).json()["choices"]
+    assert choice["message"]["content"] == said
+    assert choice["message"]["boxes"] == [box | {"probability": None} for box in told]
+    lines = post(sent, user("where is the dog?", one), stream=True).text.split("\n\n")
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines if line.startswith("data: {")]
+    assert [delta["boxes"] for delta in deltas if "boxes" in delta] == [told]
+    [choice] = post(sent, user("where is the dog?", one, two)).json()["choices"]  # of which one?
+    assert choice["message"]["boxes"] is None
+
+
 def test_eight_clients_at_once_get_the_answers_of_one(served: ServedAdapters) -> None:
     asked = [(name, question, image) for name in ("first", "second") for question, image in zip(QUESTIONS, pictures())]
 
@@ -496,7 +516,7 @@ def test_chats_shut_no_classification_out(
         classified = sent.post("/predict", files=[("images", ("a.png", content.getvalue()))])
         held.go.set()
     assert (waiting.result().status_code, refused.status_code, classified.status_code) == (200, 503, 200)
-    assert refused.json()["error"]["message"] == "1 chats are being answered already: try again in a second"
+    assert refused.json()["error"]["message"] == "chats are answered 1 at a time: try again in a second"
 
 
 def question(model: ChatModel, words: str, most: int, on_delta: Callable[[Any], None], **more: Any) -> Question:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
 from adapt.data import Split
@@ -29,18 +31,39 @@ ANSWERS = [
 ]
 
 
+PLACES = [
+    {"bbox": [6.0, 0.0, 18.0, 12.0], "label": "goldfish", "probability": 0.981},
+    {"bbox": [0.0, 12.0, 6.0, 24.0], "label": "<b>sky</b>", "probability": 0.9},
+]
+
+
+def _more(asked: str) -> list[dict[str, Any]]:
+    """The answers above, or that of one adapter with what a request asks for beside it."""
+    if 'name="explain"' in asked:
+        Image.new("RGB", (32, 32), "red").save(file := BytesIO(), "PNG")
+        overlay = base64.b64encode(file.getvalue()).decode()
+        return [ANSWERS[0] | {"map": {"overlay": overlay, "threshold": None, "highest": 1.0}}]
+    return [ANSWERS[0] | {"boxes": PLACES}] if 'name="boxes"' in asked else ANSWERS
+
+
 @pytest.fixture
 def tab(serve: Callable[..., TestClient], browser: Any) -> Any:
     """The page, with its policy, whose server gives the answers above."""
     page, opened = serve().get("/"), browser.new_page()
-    listed = [{"name": each["adapter"], "method": "coop", "classes": ["a", "b"]} for each in ANSWERS]
+    able: dict[str, Any] = {"method": "coop", "classes": ["a", "b"], "turned": True}
+    listed = [
+        able | {"name": each["adapter"], "explains": each is ANSWERS[0], "boxes": each is ANSWERS[0]}
+        for each in ANSWERS
+    ]
+    opened.sent = []
 
     def served(route: Any) -> None:
         path = route.request.url.removeprefix(_ADDRESS)
         if path == "":
             route.fulfill(body=page.text, headers=dict(page.headers))
         else:
-            answered = {"alarms": {"one": "unlike"}, "results": [{"image": "x", "answers": ANSWERS}]}
+            opened.sent.append((route.request.post_data_buffer or b"").decode("latin-1"))
+            answered = {"alarms": {"one": "unlike"}, "results": [{"image": "x", "answers": _more(opened.sent[-1])}]}
             route.fulfill(json=listed if path == "adapters" else answered)
 
     opened.route("**/*", served)
@@ -106,6 +129,62 @@ def test_colours_stand_beside_the_answer_of_an_adapter_that_draws_maps(tab: Any,
     assert ['name="maps"' in each for each in asked] == [True, False]
 
 
+def test_keys_are_enough_to_ask_why_and_where(tab: Any, tiny_split: Split) -> None:
+    """Of the adapters that can say so; boxes lie where they are in the picture, and their names are text."""
+    tab.set_viewport_size({"width": 1000, "height": 900})
+    image = Path(tiny_split.train[0].path)
+    tab.set_input_files("#files", image)
+    tab.locator(".image").wait_for()
+    buttons = tab.locator(".more button")
+    assert buttons.all_inner_texts() == ["Why this class?", "Where?"]
+    assert buttons.first.get_attribute("aria-label") == f"Why this class? (coop, {image.name})"
+    tab.locator("#files").focus()
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    why = tab.get_by_alt_text(f"What the answer goldfish of coop for {image.name} rests on")
+    why.wait_for()
+    assert why.evaluate("image => image.naturalWidth") == 32
+    tab.locator("#threshold").fill("80")
+    tab.locator("#files").focus()
+    for key in ("Tab", "Tab", "Enter"):
+        tab.keyboard.press(key)
+    tab.locator(".asked li").nth(1).wait_for()
+    assert tab.locator(".asked li").all_inner_texts() == ["goldfish 98.1 %", "<b>sky</b> 90.0 %"]
+    picture = tab.get_by_alt_text(f"Where coop sees its classes in {image.name}").bounding_box()
+    box = tab.locator(".seen span").first.bounding_box()
+    shares = [(box[side] - picture[side]) / picture["width"] for side in ("x", "y")]
+    shares += [box[side] / picture["width"] for side in ("width", "height")]
+    assert shares == pytest.approx([0.25, 0.0, 0.5, 0.5], abs=0.01)  # of 24 x 24 pixels
+    asked = [
+        [name for name in ("explain", "boxes", "threshold") if f'name="{name}"' in each] for each in tab.sent if each
+    ]
+    assert asked == [[], ["explain"], ["boxes", "threshold"]]
+    tab.route("**/predict", lambda route: route.fulfill(status=503, json={"detail": "1 at a time"}), times=1)
+    buttons.nth(1).click()
+    tab.locator("#problem p").wait_for()
+    assert tab.inner_text("#problem") == f"{image.name}: 1 at a time"
+
+
+def test_boxes_of_a_picture_that_is_read_as_stored_are_drawn_as_stored(tab: Any, tmp_path: Path) -> None:
+    card = {"name": "coop", "method": "coop", "classes": ["a"], "boxes": True, "turned": False}
+    tab.route("**/adapters", lambda route: route.fulfill(json=[card]))
+    tab.reload()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (24, 12)).save(tmp_path / "a.jpg", exif=exif)
+    tab.locator("#adapters input").wait_for()
+    tab.set_input_files("#files", tmp_path / "a.jpg")
+    tab.locator(".more button").click()
+    tab.locator(".asked li").nth(1).wait_for()
+    sides = tab.locator(".seen span").first.evaluate(
+        "({ style }) => [style.left, style.top, style.width, style.height]"
+    )
+    assert sides == ["25%", "0%", "50%", "100%"]
+    assert tab.locator(".seen img").evaluate("image => image.offsetWidth / image.offsetHeight") == pytest.approx(
+        2, abs=0.1
+    )
+
+
 def test_each_error_is_shown_by_the_name_of_its_file_and_keys_are_enough(tab: Any, tiny_split: Split) -> None:
     images = [Path(item.path) for item in tiny_split.train[:3]]
     refusals = iter([{"detail": "no room"}, {"detail": "no picture"}])
@@ -148,6 +227,9 @@ def test_axe_finds_nothing_serious(tab: Any, tiny_split: Split, scheme: str) -> 
     tab.set_input_files("#files", Path(tiny_split.train[0].path))
     tab.locator(".image").wait_for()
     tab.locator("#threshold").fill("50")
+    for at in (0, 1):
+        tab.locator(".more button").nth(at).click()
+        tab.locator(".asked").nth(at).wait_for()
     tab.evaluate(AXE.read_text(encoding="utf-8"))
     found = tab.evaluate("axe.run()")
     assert len(found["passes"]) > 10
@@ -168,7 +250,7 @@ def chat(serve: Callable[..., TestClient], browser: Any) -> Any:
             route.fulfill(body=page.text, headers=dict(page.headers))
         elif path == "adapters":
             names = {"first": True, "eyes": False, "second": True}
-            route.fulfill(json=[{"name": name, "chats": chats} for name, chats in names.items()])
+            route.fulfill(json=[{"name": name, "chats": chats, "turned": True} for name, chats in names.items()])
         else:
             opened.sent.append(route.request.post_data_json)
             chunks = [{"choices": [{"delta": {"content": words}}]} for words in SAID] + [{"choices": [], "usage": {}}]
@@ -182,6 +264,23 @@ def chat(serve: Callable[..., TestClient], browser: Any) -> Any:
 
 
 SAID = ["a dog ", "on a <b>sofa</b>"]
+
+
+def test_boxes_of_an_answer_are_drawn_into_the_picture(chat: Any, tiny_split: Split) -> None:
+    chunks: list[dict[str, Any]] = [{"content": "there."}, {"boxes": [PLACES[0] | {"label": "", "probability": None}]}]
+    events = "".join(f"data: {json.dumps({'choices': [{'delta': each}]})}\n\n" for each in chunks)
+    chat.route("**/v1/chat/completions", lambda route: route.fulfill(body=events + "data: [DONE]\n\n"))
+    chat.set_input_files("#files", Path(tiny_split.train[0].path))
+    chat.locator("#pictures img").wait_for()
+    chat.fill("#words", "where is the dog?")
+    chat.keyboard.press("Enter")
+    chat.locator(".turn.assistant li").wait_for()
+    assert chat.locator(".turn.assistant li").inner_text() == "here"
+    assert chat.locator(".turn.assistant .seen span").evaluate("box => [box.style.left, box.style.height]") == [
+        "25%",
+        "50%",
+    ]
+    assert chat.locator(".turn.assistant img").evaluate("image => image.naturalWidth") == 24
 
 
 def test_a_conversation_about_a_picture_is_written_as_it_comes(chat: Any, tiny_split: Split) -> None:

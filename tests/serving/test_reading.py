@@ -11,7 +11,7 @@ from PIL import Image
 
 import adapt
 from adapt.serving import admission
-from adapt.serving.admission import ImageReaders, pixels_of
+from adapt.serving.admission import ImageReaders, size_of
 
 
 class Gate:
@@ -111,9 +111,9 @@ def _jpeg(**how: object) -> bytes:
 def test_pixels_are_counted_by_the_header() -> None:
     file = BytesIO()
     Image.new("L", (10_900, 2), 128).resize((10_900, 10_900)).save(file, "PNG")
-    assert pixels_of(file.getvalue()[:100], "a") == 10_900**2  # nothing behind the header is there
+    assert size_of(file.getvalue()[:100], "a") == (10_900, 10_900)  # nothing behind the header is there
     with pytest.raises(adapt.AdaptError, match="image 'a' cannot be decoded: unknown format"):
-        pixels_of(b"no picture", "a")
+        size_of(b"no picture", "a")
 
 
 def test_scans_of_a_jpeg_are_counted_but_not_those_of_its_thumbnail() -> None:
@@ -124,6 +124,6 @@ def test_scans_of_a_jpeg_are_counted_but_not_those_of_its_thumbnail() -> None:
     assert admission._scans(inside) == 1
     last, end = progressive.rfind(b"\xff\xda"), progressive.rfind(b"\xff\xd9")
     many = progressive[:end] + progressive[last:end] * 26 + progressive[end:]
-    assert pixels_of(many, "a") == 64 * 32
+    assert size_of(many, "a") == (64, 32)
     with pytest.raises(adapt.AdaptError, match="'a' cannot be decoded: the image is a JPEG with more than 32 scans"):
-        pixels_of(many[:end] + progressive[last:end] + many[end:], "a")
+        size_of(many[:end] + progressive[last:end] + many[end:], "a")
