@@ -1,20 +1,21 @@
 """Boxes of things in images by a classifier that never learned any: windows of an image about which it is sure.
 
 Every square window of a few sizes is classified as an image by itself; of windows that overlap, the surest one is kept
-(greedy non-maximum suppression; torchvision's takes three seconds to import), and a window that lies mostly inside a
-surer one is dropped, as a part of a thing looks like the thing.
+(greedy non-maximum suppression, torchvision's), and a window that lies mostly inside a surer one is dropped, as a part
+of a thing looks like the thing.
 
-No paper: it is the sliding window of the time before learned proposals, with the classifier at hand. What it is not: a
-detector. Boxes are squares of a few sizes, things that touch become one, and the classifier has seen no background, so
-that it may be sure of a thing where there is none.
+No paper: it is the sliding window of the time before learned
+proposals, with the classifier at hand. What it is not: a detector. Boxes are squares of a few sizes, things that touch
+become one, and the classifier has seen no background, so that it may be sure of a thing where there is none.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import ceil
+
+import torch
 
 from adapt.backbones.box_texts import Edges, NamedBox
 from adapt.models.prediction import Prediction, Query
@@ -61,27 +62,29 @@ def found(places: Sequence[Edges], answers: Sequence[Prediction], own: Query) ->
     `own` is what was asked about each window. Of several labels an image, windows are dropped for surer ones of their
     class alone.
     """
+    from torchvision.ops import batched_nms
+
     several = answers[0].class_names is not None
     named = [
-        (probability, NamedBox(name, place, probability))
+        NamedBox(name, place, probability)
         for place, answer in zip(places, answers, strict=True)
         for name, probability in answer.top[: None if several else 1]
         if probability >= (own.threshold or 0.0)
     ]
-    surer = defaultdict[str, list[tuple[NamedBox, bool]]](list)  # with whether they are kept, by name if of several
-    boxes = list[NamedBox]()
-    for _, box in sorted(named, key=lambda each: -each[0]):
-        rivals = surer[box.name if several else ""]
-        shared = [(*_shared(box.edges, other.edges), kept) for other, kept in rivals]
-        if all(union <= ALIKE for union, _, _ in shared):
-            rivals.append((box, all(inside < PART for _, inside, kept in shared if kept)))
-            boxes += [box] * rivals[-1][1]
+    numbers = {box.name: at * several for at, box in enumerate(named)}  # each name's, or one for all
+    groups = [numbers[box.name] for box in named]
+    edges = torch.tensor([box.edges for box in named], dtype=torch.float).view(-1, 4)
+    order = batched_nms(edges, torch.tensor([box.probability for box in named]), torch.tensor(groups), ALIKE)
+    kept = list[int]()
+    for at in order.tolist():
+        alike = (other for other in kept if groups[other] == groups[at])
+        if all(_inside(named[at].edges, named[other].edges) < PART for other in alike):
+            kept.append(at)
     surest = max(answers, key=lambda answer: answer.probability)
-    return replace(surest, boxes=tuple(boxes), sighting=None)  # a watch compares whole images
+    return replace(surest, boxes=tuple(named[at] for at in kept), sighting=None)  # a watch compares whole images
 
 
-def _shared(box: Edges, other: Edges) -> tuple[float, float]:
-    """Return the intersection over union of two boxes, and the share of the first one's area inside the other."""
-    width, height = (max(0.0, min(box[at + 2], other[at + 2]) - max(box[at], other[at])) for at in (0, 1))
-    own, others = ((each[2] - each[0]) * (each[3] - each[1]) for each in (box, other))
-    return width * height / (own + others - width * height), width * height / own
+def _inside(box: Edges, other: Edges) -> float:
+    """Return the share of a box's area that lies inside another one."""
+    sides = [max(0.0, min(box[at + 2], other[at + 2]) - max(box[at], other[at])) for at in (0, 1)]
+    return sides[0] * sides[1] / ((box[2] - box[0]) * (box[3] - box[1]))
