@@ -99,7 +99,8 @@ def evaluate_adapter(
         _print_languages(model, measured_items(split, part), load_data(languages).items(), as_json, cache)
     elif not shares:
         other = None if against is None else (against, models[1])
-        _print(model, split, part, as_json, cache, against=other, level=level, report=report)
+        page = None if report is None else (report, f"First {adapter}, second {against}")
+        _print(model, split, part, as_json, cache, against=other, level=level, report=page)
     for path in paths if part != "train" else ():
         note_learned(path, split, measured_items(split, part))
     if not as_json:
@@ -286,12 +287,12 @@ def note_learned(adapter: Path, split: Split, items: Sequence[Item]) -> None:
     try:
         seen = seen_images(adapter) if split.task.once_an_image else None
     except AdaptError as error:
-        click.echo(f"warning: whether the adapter was trained on these {split.noun} is unknown: {error}", err=True)
+        click.echo(f"warning: whether {shown(adapter)} was trained on these {split.noun} is unknown: {error}", err=True)
         return
     if known := sum(not seen.isdisjoint(map(file_id, item.paths)) for item in items) if seen else 0:
         click.echo(
-            f"warning: the adapter was trained on {known:,} of these {len(items):,} {split.noun}, or something was "
-            "chosen on them, so that the figures say little about new ones",
+            f"warning: {shown(adapter)} was trained on {known:,} of these {len(items):,} {split.noun}, or something "
+            "was chosen on them, so that the figures say little about new ones",
             err=True,
         )
 
@@ -356,13 +357,13 @@ def _print(
     blended: bool = False,
     against: tuple[Path, Adapted] | None = None,
     level: float | None = None,
-    report: Path | None = None,
+    report: tuple[Path, str] | None = None,
 ) -> None:
     """Evaluate `model` on a part of the data (train, val, test or all), and print the scores as text or JSON.
 
     JSON includes `blend`, the weight against zero-shot predictions, if `blended` is true or if the weight is not 1.
-    The model `against`, of a file, is evaluated as well, and the difference is printed, and written to the page
-    `report`. With a `level`, the sets of classes are measured too.
+    The model `against`, of a file, is evaluated as well, and the difference is printed, and written to the file of a
+    page with a title, `report`. With a `level`, the sets of classes are measured too.
     """
     from adapt.evaluation.evaluate import evaluate
     from adapt.evaluation.inference import Inference
@@ -413,8 +414,8 @@ def _print(
         if report is not None:
             from adapt.protocols.report import difference_report
 
-            turned = model.backbone.preprocess.turned
-            write_text(report, difference_report(f"The second is {against[0]}", lines, apart["flips"], turned))
+            (page, title), turned = report, model.backbone.preprocess.turned
+            write_text(page, difference_report(title, lines, apart["flips"], turned))
     if windows := windows_of(model, items, Inference(cache=cache)):
         from adapt.models.watch import summary
 

@@ -139,7 +139,8 @@ class PseudoWord(Method[ImageStep], Composes, StandsAlone):
         """Return SEARLE's number of images and the loss of its map, after a word has been found for each image."""
         model, rows, prompt = training.classifier, self._images(training), self._prompt(training)
         prompts, captions = self._captions(training)
-        nearest = (F.normalize(rows, dim=-1) @ F.normalize(captions, dim=-1).T).topk(min(_PHRASES, len(captions)))[1]
+        unit, most = F.normalize(captions, dim=-1), min(_PHRASES, len(captions))
+        nearest = torch.cat([(part @ unit.T).topk(most)[1] for part in rows.split(self.config.batch_size)])
 
         def of_phrases(words: Tensor, chosen: Tensor) -> Tensor:
             """Return how far captions near each image are from what they say with its word in them."""
@@ -166,7 +167,10 @@ class PseudoWord(Method[ImageStep], Composes, StandsAlone):
         return around_word(training.classifier.backbone.tokenizer, self.config.prompt.split(WORD))
 
     def _images(self, training: Training) -> Tensor:
-        """Return raw features `(n, e)` of the training images, each once. Raises AdaptError for fewer than two."""
+        """Return unit-length features `(n, e)` of the training images, each once.
+
+        Raises AdaptError for fewer than two.
+        """
         items = training.items("train")
         places = {item.paths: place for place, item in enumerate(items) if item.paths}.values()
         rows = training.features("train")[[*places]] if places else torch.empty(0)

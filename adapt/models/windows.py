@@ -45,10 +45,10 @@ def count(width: int, height: int) -> int:
 def _steps(width: int, height: int) -> Iterator[tuple[int, list[int]]]:
     """Yield the side of the windows of each size, and the steps between the first and the last one, across and down.
 
-    They are even, at most about `STEP` long, and the last window is at the end.
+    They are even, at most about `STEP` long but a pixel or more, and the last window is at the end.
     """
-    for side in (max(1, round(share * min(width, height))) for share in SIZES):
-        yield side, [ceil((length - side) / (STEP * side)) for length in (width, height)]
+    for side in dict.fromkeys(max(1, round(share * min(width, height))) for share in SIZES):
+        yield side, [ceil((length - side) / max(1, STEP * side)) for length in (width, height)]
 
 
 def of_each(query: Query) -> Query:

@@ -31,7 +31,7 @@ def test_eval_warns_of_images_that_the_run_was_trained_on(run, adapter: Path, ph
     (tmp_path / "list.csv").write_text("path,label,split\n" + "".join(rows))
     result = run("eval", adapter, "--data", tmp_path / "list.csv", "--root", photos)
     assert result.exit_code == 0, result.stderr
-    assert result.stderr.startswith("warning: the adapter was trained on 1 of these 2 images, or something ")
+    assert result.stderr.startswith(f"warning: {adapter} was trained on 1 of these 2 images, or something ")
     listed = run("eval", adapter, "--data", tmp_path / "list.csv", "--root", photos, "--part", "train")
     assert "warning" not in listed.stderr
 
@@ -41,7 +41,7 @@ def test_eval_goes_on_where_a_run_cannot_be_read(run, adapter: Path, photos: Pat
     (own / "seen_images.csv").write_bytes(b"image,path\ncaf\xe9.png,a\n")
     result = run("eval", own, "--data", photos)
     assert result.exit_code == 0
-    assert result.stderr.startswith("warning: whether the adapter was trained on these images is unknown: CSV ")
+    assert result.stderr.startswith(f"warning: whether {own} was trained on these images is unknown: CSV ")
 
 
 def test_a_part_without_images_is_named(run, refused, adapter: Path, photos: Path, tmp_path: Path) -> None:
@@ -301,6 +301,7 @@ def test_one_adapter_against_another(run, trained, photos: Path, tmp_path: Path)
     page = tmp_path / "difference.html"
     run("eval", coop, "--data", photos, "--against", lora, "--report", page)
     assert page.read_text().count("data:image/jpeg;base64,") == len(difference["flips"])
+    assert f"First {coop}, second {lora}" in page.read_text()
     assert "the first minus the second: " in page.read_text()
     for wrong in (["--against", lora, "--report", tmp_path / "page.txt"], ["--report", page]):
         assert "expected a file that ends in .html, and --against" in run("eval", coop, "--data", photos, *wrong).stderr

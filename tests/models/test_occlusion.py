@@ -80,5 +80,7 @@ def test_what_cannot_be_covered_is_refused() -> None:
     eyes = adapt.wrap(NativeEyes(tiny_natives.backbone("smolvlm"), "last"), methods.NearestMean(), NAMES)
     with pytest.raises(AdaptError, match="prepares images by itself, of which no part can be covered"):
         eyes.decisive_maps([image])
+    with pytest.raises(AdaptError, match="tda remembers earlier images: leave explain or maps out"):
+        model_of("tda").decisive_maps([image])
     with pytest.raises(AdaptError, match="maps are of each image by itself"):
         Query(maps=True, items=True)

@@ -63,6 +63,12 @@ def test_windows_are_squares_that_cover_the_image() -> None:
     assert max(b - a for a, b in pairwise(lefts)) <= 16 * STEP + 1
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (3, 300), (40, 10)])
+def test_no_window_of_a_small_or_thin_image_is_classified_twice(size: tuple[int, int]) -> None:
+    places = [*windows(*size)]
+    assert len(places) == len({*places})
+
+
 def test_an_image_smaller_than_a_window_has_some() -> None:
     assert set(windows(2, 1)) == {(0, 0, 1, 1), (1, 0, 2, 1)}
 

@@ -42,7 +42,7 @@ def _more(asked: str) -> list[dict[str, Any]]:
     if 'name="explain"' in asked:
         Image.new("RGB", (32, 32), "red").save(file := BytesIO(), "PNG")
         overlay = base64.b64encode(file.getvalue()).decode()
-        return [ANSWERS[0] | {"map": {"overlay": overlay, "threshold": None, "highest": 1.0}}]
+        return [ANSWERS[0] | {"class": "none", "map": {"overlay": overlay, "threshold": None, "highest": 1.0}}]
     return [ANSWERS[0] | {"boxes": PLACES}] if 'name="boxes"' in asked else ANSWERS
 
 
