@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
@@ -253,7 +255,8 @@ def difference(one: Scores, other: Scores) -> Difference:
 def compared(one: Scores, other: Scores) -> JsonObject:
     """Return the `difference` as plain data, with `flips`, the images that two models answer differently.
 
-    There are none of answers that are not right or wrong, such as numbers.
+    Those that one model has right come first, and classes take turns. There are none of answers that are not right or
+    wrong, such as numbers.
     """
     apart, rows = difference(one, other), zip(one.paths, one.actual, one.predicted, other.predicted)
     flips = [
@@ -261,6 +264,10 @@ def compared(one: Scores, other: Scores) -> JsonObject:
         for path, actual, first, second in rows
         if first != second and apart.alone is not None
     ]
+    turns: defaultdict[tuple[bool, str], Iterator[int]] = defaultdict(count)
+    flips.sort(
+        key=lambda row: (wrong := row["class"] not in (row["first"], row["second"]), next(turns[wrong, row["class"]]))
+    )
     return apart._asdict() | {"flips": flips}
 
 

@@ -182,7 +182,8 @@ def difference_report(title: str, lines: Sequence[str], flips: Sequence[Mapping[
         [_picture(row["path"], f"{row['class']}: {row['first']} → {row['second']}", turned)]
         for row in flips[:MOST_PICTURES]
     ]
-    galleries = [Gallery("The true class: the answer of the first → of the second", "", len(flips), entries)]
+    title_of = "The true class: the answer of the first → of the second"
+    galleries = [Gallery(title_of, "the output of --json", len(flips), entries)]
     about = {"title": title, "lines": lines, "galleries": galleries if entries else []}
     return _template().render(difference=about, version=__version__)
 

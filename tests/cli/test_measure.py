@@ -298,6 +298,8 @@ def test_one_adapter_against_another(run, trained, photos: Path, tmp_path: Path)
     differ = {path: pair for path, pair in answers.items() if pair[0] != pair[1]}
     assert differ  # or the next line says nothing
     assert {row["path"]: [row["first"], row["second"]] for row in difference["flips"]} == differ
+    wrong = [row["class"] not in (row["first"], row["second"]) for row in difference["flips"]]
+    assert wrong == sorted(wrong)  # what one of them has right comes first
     page = tmp_path / "difference.html"
     run("eval", coop, "--data", photos, "--against", lora, "--report", page)
     assert page.read_text().count("data:image/jpeg;base64,") == len(difference["flips"])
