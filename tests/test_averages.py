@@ -218,6 +218,7 @@ def test_items_of_several_images(open_clip: Backbone, tiny_split: Split) -> None
 
 
 @pytest.mark.full
+@pytest.mark.at_length
 def test_an_export_answers_alike(images: Tensor, tmp_path: Path) -> None:
     models = made(tiny_backbones.small(), LinearProbe(), CoOp(n_ctx=2), LoRA(**LATE))
     models[1].answers = Answers(temperature=2.0)

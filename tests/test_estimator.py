@@ -134,6 +134,7 @@ def test_steps_have_a_length_for_the_images_that_there_are(few: tuple[list[str],
 
 
 @pytest.mark.full
+@pytest.mark.at_length
 def test_cross_validation_grid_search_and_joblib(few: tuple[list[str], list[str]]) -> None:
     estimator = Classifier("gda", "mini-clip", overrides=GDA)
     assert cross_val_score(estimator, *few, cv=2) == pytest.approx([1, 1])

@@ -350,6 +350,7 @@ def test_an_undivided_folder_learns_from_all_but_its_test_images(tmp_path: Path,
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40, 40), tuple(min(255, part + 3 * image) for part in colour)).save(path)
     compared = ("gda", "lda_words", "zero_shot")
+    monkeypatch.setattr("adapt.choosing.candidates.known_recipes", known_recipes)
     monkeypatch.setattr(
         module, "candidates", lambda *given: [each for each in candidates(*given) if each.name in compared]
     )

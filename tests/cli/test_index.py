@@ -182,5 +182,8 @@ def test_images_are_named_by_words_of_captions(run, refused, captions: Path, pho
         assert [each["class"] for each in json.loads(line)["top"]] == [name for name, _ in prediction.top]
     one = run("predict", "--vocabulary-free", captions, paths[0], "--top-k", 1)
     assert one.stdout.splitlines()[1].endswith(f"%  {expected[0].class_name}")
-    refused(run("predict", "--vocabulary-free", captions, paths[0], "--classes", "a,b"), "predicts words from captions")
+    refused(
+        run("predict", "--vocabulary-free", captions, paths[0], "--classes", "a,b"),
+        "--vocabulary-free cannot go with --classes",
+    )
     refused(run("predict", captions), "there is no image after")

@@ -81,7 +81,7 @@ def test_what_the_answers_of_any_adapter_rest_on(run, model_folder: Path, photos
         y, x = np.unravel_index(int(scores.argmax()), scores.shape)
         with Image.open(own["overlay"]) as picture:
             red, _, blue = picture.convert("RGB").getpixel((int(x), int(y)))
-        assert red > blue
+        assert red > blue or scores.max() <= 0  # then the answer rests on no part, and none is coloured
 
 
 def test_good_images_give_a_threshold_to_maps_and_predictions(run, model_folder: Path, tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ def graded_items(folder: Path) -> list[Item]:
 
 
 @pytest.mark.full
+@pytest.mark.at_length
 def test_in_eight_bits_it_is_smaller_and_nearly_the_same(images: Tensor, tiny_split: Split, tmp_path: Path) -> None:
     model = model_of(tiny_backbones.backbone("open_clip"))  # whose weights outweigh the graph
     export(model, tmp_path / "whole")

