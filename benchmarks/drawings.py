@@ -57,9 +57,12 @@ def per_cent(rights: Sequence[Tensor]) -> str:
 
 
 def paired(ours: Sequence[Tensor], other: Sequence[Tensor], items: Sequence[Item]) -> str:
-    """Return the mean difference on the same images with half a 95 % interval; drawings are grouped by concept."""
+    """Return the mean difference on the same images with half a 95 % interval.
+
+    Drawings are grouped by concept, and questions by image.
+    """
     apart = torch.stack(list(ours)).mean(0) - torch.stack(list(other)).mean(0)
-    error = standard_error(apart, [item.group for item in items])
+    error = standard_error(apart, [item.kept_with for item in items])
     return f"{100 * float(apart.mean()):+.1f} ± {100 * NORMAL * error:.1f}"
 
 
