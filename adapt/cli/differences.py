@@ -60,6 +60,7 @@ def repeat(
     given = {"backbone": backbone, "device": device, "data.source": data, "data.root": root}
     changes = [(key, value) for key, value in given.items() if value is not None or (key == "data.root" and data)]
     with TemporaryDirectory() as temporary:
+        from adapt.evaluation.scores import difference
         from adapt.training.repeating import provenance
         from adapt.training.repeating import repeat as repeated
 
@@ -84,7 +85,8 @@ def repeat(
     else:
         after = replace(found, facts=left, blocks={}, images={})
         why = f"perhaps because of {first_of(causes, 8, '; ')}" if causes else "though nothing that is recorded differs"
-        answers = [f"the first minus the second: {in_words(*found.answers)}"] if found.answers else []
+        both = found.answers
+        answers = [f"the first minus the second: {in_words(both[0], difference(*both))}"] if both else []
         click.echo("\n".join([verdict, *_tables(after, "then", "now"), *answers, *([] if same else [why])]))
         click.echo(f"run        {out}" * (out is not None), nl=out is not None)
     if not same or left:

@@ -28,7 +28,7 @@ from adapt.protocols import papers
 if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.data.split import Split
-    from adapt.evaluation.scores import Scores
+    from adapt.evaluation.scores import Difference, Scores
     from adapt.models.base import Adapted
     from adapt.protocols.reproduction import Reproduction
 
@@ -368,7 +368,7 @@ def _print(
     from adapt.evaluation.evaluate import evaluate
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.intervals import in_percent, legend
-    from adapt.evaluation.scores import compared
+    from adapt.evaluation.scores import compared, difference
     from adapt.evaluation.sets import measured as measured_sets
     from adapt.evaluation.watching import windows_of
     from adapt.models.answer import can_answer_together
@@ -407,15 +407,16 @@ def _print(
             lines.append(f"intervals at {held_true} number, {held.size:.3g} wide on average")
     if against is not None:
         other = evaluate(against[1], items, cache=cache)
-        apart = compared(scores, other)
-        told["against"] = {"adapter": str(against[0]), **other.reported(), "difference": apart}
+        apart = difference(scores, other)
+        both = compared(scores, other, apart)
+        told["against"] = {"adapter": str(against[0]), **other.reported(), "difference": both}
         lines += [f"{shown(against[0])}: {line}" for line in other.lines(measured)]
-        lines.append(f"the first minus the second: {in_words(scores, other)}")
+        lines.append(f"the first minus the second: {in_words(scores, apart)}")
         if report is not None:
             from adapt.protocols.report import difference_report
 
             (page, title), turned = report, model.backbone.preprocess.turned
-            write_text(page, difference_report(title, lines, apart["flips"], turned))
+            write_text(page, difference_report(title, lines, both["flips"], turned))
     if windows := windows_of(model, items, Inference(cache=cache)):
         from adapt.models.watch import summary
 
@@ -434,21 +435,16 @@ def _print_languages(model: Adapted, items: Sequence[Item], names: Iterable[Item
     told = dict[str, object]()
     cells = [["language", "classes", "images", "by its names", "by the data's", "difference"]]
     for language, own, data in by_language(model, items, names, cache):
-        shares = own.share("accuracy"), data.share("accuracy"), in_words(own, data).partition(" points")[0]
+        apart = difference(own, data)
+        shares = own.share("accuracy"), data.share("accuracy"), in_words(own, apart).partition(" points")[0]
         cells.append([language, str(len({*own.actual})), str(own.images), *shares])
-        told[language] = {
-            "translated": own.reported(),
-            "data": data.reported(),
-            "difference": difference(own, data)._asdict(),
-        }
+        told[language] = {"translated": own.reported(), "data": data.reported(), "difference": apart._asdict()}
     click.echo(plain.dump(told) if as_json else as_text(cells))
 
 
-def in_words(scores: Scores, other: Scores) -> str:
+def in_words(scores: Scores, found: Difference) -> str:
     """Return the difference of two models as text, with its interval and the test that it was put to."""
-    from adapt.evaluation.scores import difference
-
-    found, figure = difference(scores, other), scores.compared_by
+    figure = scores.compared_by
     sign, form = (100, "+.1f") if figure.share else (-1, "+.4g")  # of errors, a merit is minus the figure
     merit, *ends = (format(sign * value + 0.0, form) for value in (found.merit, *(found.interval or ())))
     between = f" ({' to '.join(ends[:: 1 if figure.share else -1])})" if ends else ""

@@ -252,13 +252,13 @@ def difference(one: Scores, other: Scores) -> Difference:
     return Difference(merit, interval, intervals.mcnemar(*alone) if independent else p, alone)
 
 
-def compared(one: Scores, other: Scores) -> JsonObject:
-    """Return the `difference` as plain data, with `flips`, the images that two models answer differently.
+def compared(one: Scores, other: Scores, apart: Difference) -> JsonObject:
+    """Return their difference `apart` as plain data, with `flips`, the images that two models answer differently.
 
     Those that one model has right come first, and classes take turns. There are none of answers that are not right or
     wrong, such as numbers.
     """
-    apart, rows = difference(one, other), zip(one.paths, one.actual, one.predicted, other.predicted)
+    rows = zip(one.paths, one.actual, one.predicted, other.predicted)
     flips = [
         {"path": path, "class": actual, "first": first, "second": second}
         for path, actual, first, second in rows

@@ -28,7 +28,7 @@ from adapt.data.split import Split
 from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
-from adapt.evaluation.scores import Scores, compared
+from adapt.evaluation.scores import Scores, compared, difference
 from adapt.evaluation.sets import groups_of, of_members
 from adapt.formats import tensor_file
 from adapt.formats.adapter import Header, check_backbone, read_header, versions
@@ -129,7 +129,8 @@ class Differences:
 
     def to_dict(self) -> JsonObject:
         """Return the differences as plain data, for JSON."""
-        return asdict(replace(self, answers=None)) | {"answers": self.answers and compared(*self.answers)}
+        own = self.answers and compared(*self.answers, difference(*self.answers))
+        return asdict(replace(self, answers=None)) | {"answers": own}
 
 
 def differences(first: Provenance, second: Provenance) -> Differences:
