@@ -90,7 +90,7 @@ def read_file(path: Path, name: str) -> RecipeFile:
         if path.stat().st_size > _LARGEST:
             raise AdaptError(f"{path} is larger than {_LARGEST:,} bytes, the most that a recipe may have")
         content = path.read_bytes()
-        raw = copy.deepcopy(_parsed(content))
+        raw = _parsed(content)
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise AdaptError(f"{path} is not valid YAML: {one_line(error)}") from error
     if not isinstance(raw, dict):
@@ -159,7 +159,7 @@ def pair(override: str) -> tuple[str, Any]:
     if not separator or not key:
         raise AdaptError(f"override {brief(override)} is not of the form key=value, such as data.shots=4")
     try:
-        return key, copy.deepcopy(_parsed(value)) if value else ""
+        return key, _parsed(value) if value else ""
     except (yaml.YAMLError, ValueError) as error:
         raise AdaptError(f"override {brief(override)}: the value is not valid YAML: {one_line(error)}") from error
 
@@ -241,8 +241,13 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-@lru_cache(maxsize=256)  # `adapt recommend` reads each recipe several times, and parsing takes 3 ms
 def _parsed(text: str | bytes) -> object:
+    """Return YAML as data that may be changed. Raises the errors of `_loaded`."""
+    return copy.deepcopy(_loaded(text))
+
+
+@lru_cache(maxsize=256)  # `adapt recommend` reads each recipe several times, and parsing takes 3 ms
+def _loaded(text: str | bytes) -> object:
     """Parse YAML. Raises YAMLError for invalid YAML, and ValueError for data that exceeds the limits of `plain`."""
     value = yaml.load(text, _Loader)
     plain.check(value, longest=None)
