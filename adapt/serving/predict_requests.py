@@ -406,8 +406,9 @@ class Predictions:
 
     async def _explained(self, model: ServedModel, image: Tensor, prediction: Prediction) -> Prediction:
         """Return a prediction with the map of what it rests on, for which some covered images are in a pass."""
-        label = model.class_names.index(prediction.top[0][0])
-        occlusion = Occlusion(model, image.to(model.backbone.device), label, model.answers.several)
+        label, aside = model.class_names.index(prediction.top[0][0]), self._admission.aside
+        own = image.to(model.backbone.device)
+        occlusion = await aside(partial(Occlusion, model, own, label, model.answers.several))
 
         def log_odds(covers: Sequence[Tensor]) -> list[float]:
             with evaluating(model), torch.no_grad():
@@ -415,7 +416,7 @@ class Predictions:
 
         parts = occlusion.covers.split(_PARTS)
         odds = [each for part in parts for each in await self.passed(log_odds, part, False)]
-        return replace(prediction, map=Map(occlusion.falls(torch.tensor(odds)).cpu(), image))
+        return replace(prediction, map=Map((await aside(partial(occlusion.falls, torch.tensor(odds)))).cpu(), image))
 
     def _compared(self, name: str, watch: Watch | None, answers: Sequence[Prediction]) -> Window | None:
         """Count an adapter's answers in its windows, which begin anew with another adapter of its name.
