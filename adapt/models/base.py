@@ -70,7 +70,7 @@ def in_one_mode(call: Callable[Concatenate[M, P], Computed]) -> Callable[Concate
 
 
 class _Unwrapped:
-    """What stands in the place of the backbone of a model that was unwrapped."""
+    """The stand-in for the backbone of a model that was unwrapped, which refuses all use."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # asked by copy and pickle

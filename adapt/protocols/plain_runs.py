@@ -21,8 +21,8 @@ from adapt.recipe.file import read_file
 
 HEADER = ["", "gain", "zero-shot", "adapted", "data", "shots", "seeds", "calibration error", "parameters", "seconds"]
 _USUAL = dict(plain.leaves(Recipe(method={"name": ""}, data=DataSection(source="")).model_dump(mode="json")))
-_ELSEWHERE = ("seed", "data.source", "data.shots", "backbone")  # shown in other columns, or on another page
-_WITHOUT_EFFECT = ("cache", "checkpointing", "text_memory_gib", "train.workers")  # on figures
+# shown in other columns or on another page, or without effect on figures
+_UNTOLD = "seed", "data.source", "data.shots", "backbone", "cache", "checkpointing", "text_memory_gib", "train.workers"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,6 @@ def titles(recipes: Sequence[JsonObject]) -> list[str]:
 
     Settings that are as usual, that tables show elsewhere, or that change no figure name no recipe.
     """
-    untold = (*_ELSEWHERE, *_WITHOUT_EFFECT)
     known, differing = [dict(plain.leaves(recipe)) for recipe in recipes], defaultdict[object, set[str]](set)
     alike = grouped(((own.get("method.name"), source_of(recipe)), own) for own, recipe in zip(known, recipes))
     for (method, _), several in alike.items():
@@ -112,7 +111,7 @@ def titles(recipes: Sequence[JsonObject]) -> list[str]:
         telling = [
             f"{key.removeprefix('method.')}={shown(str(value))}"
             for key, value in own.items()
-            if key in differing[method] and key not in untold and value not in (None, _USUAL.get(key))
+            if key in differing[method] and key not in _UNTOLD and value not in (None, _USUAL.get(key))
         ]
         found.append(f"{method} ({', '.join(telling)})" if telling else method)
     return found

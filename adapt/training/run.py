@@ -93,7 +93,8 @@ class Run:
         self._lock = locked(self.path, "run")
         try:
             self._check()
-            self._clean()
+            for path in self.path.glob(".*.tmp"):  # which a killed run has left
+                path.unlink(missing_ok=True)
         except BaseException:
             self._lock.release()
             raise
@@ -188,11 +189,6 @@ class Run:
             ", ".join(str(now["versions"][name]) for name in changed),
         )
         write_json(path, begun | {"resumed_in": [*begun.get("resumed_in", []), now]})
-
-    def _clean(self) -> None:
-        """Delete temporary files that a killed run has left."""
-        for path in self.path.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
 
     def text_memory(self, own: int) -> int:
         """Return the memory budget for encoding texts in bytes, which is `own` for a new run and is kept when resuming.
