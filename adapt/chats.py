@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
@@ -89,10 +89,14 @@ class Chat:
         turn = replace(self.turns[place], parts=(*parts[:images], text, *rest))
         return replace(self, turns=(*self.turns[:place], turn, *self.turns[place + 1 :]))
 
+    def after(self, examples: Iterable[Chat]) -> Chat:
+        """Return the conversation behind others, whose answers do not count as learned."""
+        earlier = [replace(turn, learned=False) for chat in examples for turn in chat.turns]
+        return Chat((*earlier, *self.turns))
+
     def ending(self, answer: str) -> Chat:
         """Return the conversation with `answer` as its next turn, the only one that counts as learned."""
-        earlier = tuple(replace(turn, learned=False) for turn in self.turns)
-        return Chat((*earlier, Turn("assistant", (answer,))))
+        return Chat((Turn("assistant", (answer,)),)).after([self])
 
     def messages(self, end: str = "") -> list[dict[str, object]]:
         """Return the conversation in the form that chat templates of transformers read, images without pixels.

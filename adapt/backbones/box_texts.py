@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 Edges = tuple[float, float, float, float]
 Size = tuple[int, int]  # width and height
+Boxed = tuple[Sequence[Edges], Size]  # the boxes of a thing in a picture, and the picture's size
 
 _N = r"(-?\d+(?:\.\d+)?)"
 _FOUR = re.compile(rf"{_N}[,\s]+{_N}[\])]?[,\s]+[\[(]?{_N}[,\s]+{_N}")  # with brackets of any kind around them

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from adapt.backbones import chat_templates
 from adapt.backbones.base import Backbone, outside_inference_mode
-from adapt.backbones.box_texts import IN_WORDS, OF_FAMILY, THOUSANDTHS, BoxForm, Edges, NamedBox
+from adapt.backbones.box_texts import IN_WORDS, OF_FAMILY, THOUSANDTHS, Boxed, BoxForm, Edges, NamedBox, Size
 from adapt.backbones.branches import BranchedRow, Branches, padded, row_of
 from adapt.backbones.decoder import tower_of
 from adapt.backbones.encoded_images import (
@@ -414,16 +414,24 @@ class NativeVLM(Backbone):
             return IN_WORDS
         return OF_FAMILY.get(self.vlm.config.model_type, THOUSANDTHS)
 
-    def located(self, name: str, boxes: Sequence[Edges], size: tuple[int, int]) -> Chat:
-        """Return the question where a thing is, in a picture of a width and a height, with its boxes as the answer."""
-        form = self.box_form
-        return Chat.about(form.question.format(name), form.write(name, boxes, size, self._seen(size)))
+    def located(self, name: str, boxes: Sequence[Edges], size: Size, examples: Iterable[Boxed] = ()) -> Chat:
+        """Return the question where a thing is, in a picture of a width and a height, with its boxes as the answer.
 
-    def found(self, answer: str, size: tuple[int, int], strict: bool = False) -> tuple[NamedBox, ...] | None:
+        The same is asked and answered of examples before it, whose pictures come first.
+        """
+
+        def asked(boxes: Sequence[Edges], size: Size) -> Chat:
+            return Chat.about(
+                self.box_form.question.format(name), self.box_form.write(name, boxes, size, self._seen(size))
+            )
+
+        return asked(boxes, size).after(asked(*each) for each in examples)
+
+    def found(self, answer: str, size: Size, strict: bool = False) -> tuple[NamedBox, ...] | None:
         """Return the boxes in an answer about a picture, as `BoxForm.read` does."""
         return self.box_form.read(answer, size, self._seen(size), strict)
 
-    def _seen(self, size: tuple[int, int]) -> tuple[int, int]:
+    def _seen(self, size: Size) -> Size:
         """Return the width and the height of a picture as the processor resizes it, where boxes are in such pixels."""
         if self.box_form.units:
             return size

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-from adapt.backbones.box_texts import Edges, Size, plain_text
+from adapt.backbones.box_texts import Boxed, Edges, Size, plain_text
 from adapt.chats import Chat
 from adapt.common.errors import AdaptError
 from adapt.common.shown import spread
@@ -20,14 +20,30 @@ if TYPE_CHECKING:
     from adapt.models.base import Adapted
     from adapt.models.native_vlm import ChatModel, ChatStep
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class BoxLabel(Conversation):
-    """All boxes of the thing `name` in a picture of some size, perhaps none; the chat's answer has them as JSON."""
+    """All boxes of the thing `name` in a picture of some size, perhaps none; the chat's answer has them as JSON.
+
+    `examples` are the same of other pictures, which the chat begins with and which follow the item's own.
+    """
 
     name: str
     boxes: tuple[Edges, ...]
     size: Size
+    examples: tuple[Boxed, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, boxes: Sequence[Edges], size: Size, examples: Sequence[Boxed] = ()) -> BoxLabel:
+        """Return the label of a question, with its chat."""
+
+        def asked(boxes: Sequence[Edges]) -> Chat:
+            return Chat.about(f"where is the {name}?", plain_text(name, boxes))
+
+        chat = asked(boxes).after(asked(own) for own, _ in examples)
+        return cls(chat, name, tuple(boxes), tuple(size), tuple(examples))
 
 
 class Boxes(Conversations):
@@ -48,17 +64,22 @@ class Boxes(Conversations):
         if isinstance(cells["boxes"], str):
             raise AdaptError(f"{where}: a column 'boxes' cannot hold boxes: write x0,y0,x1,y1, and read boxes:FILE")
         name, boxes, size = cast("Any", cells["boxes"])
-        return BoxLabel(Chat.about(f"where is the {name}?", plain_text(name, boxes)), name, tuple(boxes), tuple(size))
+        return BoxLabel.of(name, boxes, size)
 
     def facts(self, items: Sequence[Item]) -> Sequence[str]:
         counts = [len(label.boxes) for label in labels_of(items, BoxLabel)]
         return (f"{spread(counts)} boxes of a thing, {counts.count(0):,} questions about things that are not there",)
 
     def step(self, model: Adapted, items: Sequence[Item], inputs: object) -> Step:
-        step = cast("ChatStep", super().step(model, items, inputs))
-        labels = labels_of(items, BoxLabel)
-        step.chats = [step.model.backbone.located(label.name, label.boxes, label.size) for label in labels]
+        of_chats = [self.images_of_chats(*each)[0] for each in zip(items, cast("Sequence[Any]", inputs), strict=True)]
+        step, labels = cast("ChatStep", super().step(model, items, of_chats)), labels_of(items, BoxLabel)
+        step.chats = [
+            step.model.backbone.located(label.name, label.boxes, label.size, label.examples) for label in labels
+        ]
         return step
+
+    def images_of_chats(self, item: Item, images: Sequence[T]) -> Sequence[Sequence[T]]:
+        return [[*images[1:], images[0]]]  # examples come first in the chat, and last in the item, named by its own
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.boxes import BoxScores

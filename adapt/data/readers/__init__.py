@@ -29,7 +29,8 @@ names, register = _listing.names, _listing.register
 # which files to import for data that exists; a reader without an entry is found after these
 _OF_PREFIX = {
     **dict.fromkeys(("boxes:", "coco:", "voc:", "yolo:"), "box_lists"), "defects:": "defect_folder",
-    "domains:": "domain_folders", "hf:": "hugging_face", "items:": "item_folders", "torchvision:": "torchvision_sets",
+    "domains:": "domain_folders", "examples:": "examples", "hf:": "hugging_face", "items:": "item_folders",
+    "torchvision:": "torchvision_sets",
 }  # fmt: skip
 _OF_SUFFIX = {
     ".csv": ["csv_file"], ".tsv": ["csv_file"], ".txt": ["texts_file"], ".tar": ["tar_shards"],
