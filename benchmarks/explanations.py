@@ -31,6 +31,8 @@ CASES = {  # a recipe, a backbone, and data
     "coop, drawings": ("coop", "mini-clip", "emoji"),
     "lora, drawings": ("lora", "mini-clip", "emoji"),
     "linear_probe, drawings": ("linear_probe", "mini-clip", "emoji"),
+    "coop, photographs": ("coop", "mini-clip", "surfaces"),
+    "lora, photographs": ("lora", "mini-clip", "surfaces"),
     "linear_probe, photographs": ("linear_probe", "efficientnet-lite0", "surfaces"),
 }
 

@@ -1,4 +1,7 @@
-"""Defects from good images alone: areas by the number of images, and the false alarms that thresholds promise."""
+"""Defects from good images alone: areas by the number of images, and the false alarms that thresholds promise.
+
+And from images of which nobody knows which ones are good, each against all others.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,8 @@ STATES = {
     "defect": ("{} with a scratch", "{} with a stain", "damaged {}"),
 }
 ALARMS, APART = 10, 19  # draws from each product's pieces, and good images kept apart
+UNMARKED = (2, 5)  # bad pieces among as many good ones as are tested
+QUANTILES = (None, 0.001, 0.005)
 
 
 class Case(NamedTuple):
@@ -74,13 +79,18 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
                 draws = [_areas(products, images, draw, backbone.preprocess.size, WORDS) for draw in range(case.draws)]
                 yield _row(f"with words: {images} good", ("images", "pixels", "regions"), draws)
             yield from _alarms(products)
+            yield from _unmarked(products, "each its own")
+            alike = [_product(backbone, case.block, number, TESTED, False, "same") for number in range(PRODUCTS)]
+            yield from _unmarked(alike, "the same")
 
 
-def _product(backbone: ImageEncoder, block: int, number: int, good: int, reads: bool) -> Product:
+def _product(
+    backbone: ImageEncoder, block: int, number: int, good: int, reads: bool, defect: str | None = None
+) -> Product:
     entry = Random(0).sample(bundled.of_groups("test"), PRODUCTS)[number]
     drawing, read = open_image(zip_root(bundled.ARCHIVE) + entry["file"]), backbone.transform(train=False)
     pieces = [varied(drawing, Random(f"{number}/{piece}")) for piece in range(good + BAD)]
-    spoilt = [planted(piece, Random(f"{number}/{place}")) for place, piece in enumerate(pieces[good:])]
+    spoilt = [planted(piece, Random(defect or f"{number}/{place}")) for place, piece in enumerate(pieces[good:])]
     every = [*pieces[:good], *(picture for picture, _ in spoilt)]
     batches = [
         torch.stack([read(picture) for picture in every[start : start + 20]]) for start in range(0, len(every), 20)
@@ -149,6 +159,24 @@ def _alarms(products: Sequence[Product]) -> Iterator[Row]:
         text = f"; bound {1 / (images + 1):.3f}; {mean(inside):.3f} of draws inside the band"
         row = _row(f"thresholds, {images} good, {len(rates)} draws", names, rates)
         yield {**row, "text": row["text"] + text}
+
+
+def _unmarked(products: Sequence[Product], defects: str) -> Iterator[Row]:
+    """Report the area of images that are compared with all others, a few of which have a defect too."""
+    for bad in UNMARKED:
+        areas = dict[str, list[list[float]]]()
+        for number, product in enumerate(products):
+            draws = Random(f"{number}/{bad}/unmarked")
+            good = product.good[draws.sample(range(len(product.good)), TESTED)]
+            pieces = torch.cat([good, product.bad[draws.sample(range(BAD), bad)]])
+            for quantile in QUANTILES:
+                method = PatchMemory(quantile=quantile)
+                others = [_memory(torch.cat([pieces[:i], pieces[i + 1 :]])) for i in range(len(pieces))]
+                scores = torch.cat([image_scores(method.distances(pieces[[i]], each)) for i, each in enumerate(others)])
+                area = auroc(scores, torch.arange(len(pieces)) >= TESTED) or 0.0
+                areas.setdefault(f"quantile {quantile}", []).append([area])
+        for name, own in areas.items():
+            yield _row(f"{bad} of {TESTED + bad} have a defect, {defects}: {name}, by product", ("images",), own)
 
 
 def _row(case: str, names: Sequence[str], draws: Sequence[Sequence[float]]) -> Row:

@@ -2,8 +2,8 @@
 
 Paper: Damm et al., AnomalyDINO: Boosting Patch-based Few-shot Anomaly Detection with DINOv2, WACV 2025. `coreset` and
 `metric` are those of Roth et al., Towards Total Recall in Industrial Anomaly Detection (PatchCore), CVPR 2022.
-References: AnomalyDINO `b3435f0`, `src/detection.py`, `backbones.py`, `utils.py`, `post_eval.py`; anomalib `b7233686`,
-`k_center_greedy.py`.
+References: AnomalyDINO `b3435f0`, `src/detection.py`, `backbones.py`, `utils.py`, `post_eval.py`,
+`run_anomalydino_batched.py`; anomalib `b7233686`, `k_center_greedy.py`.
 Deviations:
 * The memory is kept in half precision. Images are turned, and maps smoothed, in the size that the backbone reads.
 * The mask of an object splits the first component by Otsu's threshold, for a backbone of any scale, and grows in rows
@@ -43,7 +43,9 @@ ANGLES = range(0, 360, 45)
 WORST = 100  # of so many patches, the farthest one makes the image's score
 SIGMA = 4.0  # pixels by which maps are smoothed
 FALSE_ALARMS = 0.05
+FARTHEST = 5  # images that a training names
 AT_ONCE = 1024  # patches of the memory, as a table of all distances is large
+EXACT = "donot_use_mm_for_euclid_dist"  # products of matrices cancel where patches are near each other
 LEAST, FAR = 1e-6, 1e6  # below and above all distances
 STEEP = 8.0  # the odds are this power of the score over the threshold
 TIE = 1e-5  # log-odds by which a score that equals the threshold is below it
@@ -58,6 +60,9 @@ class PatchMemoryConfig(MethodConfig):
     """The block of the vision tower, or the map of a convolutional network, whose patches are compared."""
     neighbours: int = Field(default=1, ge=1)
     """The number of nearest patches in the memory whose distances are averaged."""
+    quantile: float | None = Field(default=None, gt=0, lt=1)
+    """Averages the distances below this quantile of all, in place of the nearest ones (AnomalyDINO's batches: 0.001),
+    so that a few abnormal images in the memory hide no others like them."""
     metric: Literal["cosine", "euclidean"] = "cosine"
     """The distance of two patches; euclidean ones are averaged by the root of their mean square."""
     rotate: bool = False
@@ -121,11 +126,12 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         kept = patches if config.coreset is None else math.ceil(config.coreset * patches)
         if config.megabytes is not None:
             kept = min(kept, max(1, int(config.megabytes * 2**20 / (width * KEPT_AS.itemsize))))
-        left_out = not apart and kept == patches and len({*learned}) > 1
+        grows = kept == patches and config.quantile is None
+        left_out = not apart and grows and len({*learned}) > 1
         units = apart or learned * left_out
         abnormal: dict[Part, list[str]] = {part: self._units(training, part, good=False) for part in ("train", "val")}
         images = len({*units})  # images of one thing are one
-        self._check(images, sum(map(len, abnormal.values())), left_out, kept < patches)
+        self._check(images, sum(map(len, abnormal.values())), left_out, grows)
         views = [self._patches(training, "train", angle=angle) for angle in angles]
         of_images = torch.stack([self._vectors(view).flatten(1, 2) for view in views], 1).flatten(1, 2).to(KEPT_AS)
         memory = of_images.flatten(0, 1)
@@ -145,7 +151,10 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
 
         self._hold(memory, compared(self._patches(training, "val") if apart else views[0], units, left_out))
         self.config = config.model_copy(update={"rows": len(memory), "scores": images, "left_out": left_out})
-        told = {"images": len(learned), "patches": len(memory), "bytes": memory.nbytes}
+        told: JsonObject = {"images": len(learned), "patches": len(memory), "bytes": memory.nbytes}
+        if config.quantile is not None and len({*learned}) > 1:
+            scores = zip(dict.fromkeys(learned), compared(views[0], learned, True)[0].tolist(), strict=True)
+            told["left_out"] = dict(sorted(scores, key=lambda each: -each[1]))
         if config.decide == "f1":
             tested = [compared(self._patches(training, part, good=False), own) for part, own in abnormal.items() if own]
             scored = torch.cat(tested, 1)
@@ -161,7 +170,7 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
             promise = self._promise()
         training.note(memory=told | {"good": self.good[0].tolist(), "promise": promise})
 
-    def _check(self, good: int, abnormal: int, left_out: bool, reduced: bool) -> None:
+    def _check(self, good: int, abnormal: int, left_out: bool, grows: bool) -> None:
         """Raise AdaptError if so many things that are not in the memory give no threshold as it is asked for."""
         share = self.config.false_alarms
         if self.config.decide == "f1" and share is not None:
@@ -171,10 +180,10 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         if self.config.decide == "f1" and not (good and abnormal):
             raise AdaptError(
                 f"patch_memory: decide is f1, with {good} good images out of the memory and {abnormal} abnormal ones: "
-                "give an abnormal image, and two good ones or, for a coreset, good validation images"
+                "give an abnormal image, and two good ones or, for a coreset or a quantile, good validation images"
             )
         if share is not None and not (good and rank(share, good, left_out)):
-            where = " among the validation images, as a coreset leaves none out" if reduced else ""
+            where = "" if grows else " among the validation images, as a coreset or a quantile leaves none out"
             raise AdaptError(
                 f"patch_memory: false_alarms {share:g} needs {math.ceil(1 / share - 1 - ROUNDING)} or more good images"
                 f"{where}, and there are {good}: give more, or leave false_alarms out"
@@ -206,11 +215,12 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         """Return the distance of each patch `(b, rows, columns)` from the nearest ones in `memory` `(m, d)`."""
         if not len(memory):
             raise AdaptError("this patch_memory remembers no image: train it on good images")
-        own, nearest = self._vectors(patches), list[Tensor]()
+        own, nearest, quantile = self._vectors(patches), list[Tensor](), self.config.quantile
+        count = self.config.neighbours if quantile is None else max(1, int(quantile * len(memory)) - 1)
         for some in memory.to(own).split(AT_ONCE):
-            table = 1 - own @ some.T if self.config.metric == "cosine" else torch.cdist(own, some)
-            nearest.append(table.topk(min(self.config.neighbours, len(some)), largest=False).values)
-        found = torch.cat(nearest, -1).topk(min(self.config.neighbours, len(memory)), largest=False).values
+            table = 1 - own @ some.T if self.config.metric == "cosine" else torch.cdist(own, some, compute_mode=EXACT)
+            nearest.append(table.topk(min(count, len(some)), largest=False).values)
+        found = torch.cat(nearest, -1).topk(min(count, len(memory)), largest=False).values
         distances = found.mean(-1).clamp_min(0) if self.config.metric == "cosine" else found.square().mean(-1).sqrt()
         return distances * foreground(patches) if self.config.mask == "object" else distances
 
@@ -257,7 +267,10 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         """Return in words what the threshold promises about new good images."""
         count, threshold, place = self.good.shape[1], self.threshold(), self._place
         if threshold is None:
-            return "one good image, or a coreset, gives no threshold, so that nothing is decided: give more good images"
+            return (
+                "one good image, a coreset or a quantile gives no threshold, so that nothing is decided: give more "
+                "good images, or validation images"
+            )
         how, most = "kept apart", place
         if self.config.left_out:
             how, most = "left out one by one", 2 * place - 1
@@ -270,6 +283,8 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
     def lines(cls, metrics: JsonObject) -> Iterable[str]:
         memory = metrics["memory"]
         yield f"memory: {memory['patches']:,} patches of {memory['images']} images, {readable_bytes(memory['bytes'])}"
+        if farthest := list(memory.get("left_out", {}).items())[:FARTHEST]:
+            yield f"farthest from the others: {', '.join(f'{name} {score:.3g}' for name, score in farthest)}"
         yield memory["promise"]
 
 

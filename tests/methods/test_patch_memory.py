@@ -124,6 +124,25 @@ def test_a_memory_that_does_not_only_grow_leaves_no_image_out() -> None:
     assert model.method.threshold() is None
 
 
+def test_a_quantile_compares_each_image_with_all_others() -> None:
+    """Its mean is not of a memory that only grows, and so no image that is left out promises anything."""
+    model, told = trained(4, quantile=0.1)
+    assert (told["good"], model.method.threshold()) == ([], None)
+    scores = list(told["left_out"].values())
+    assert scores == sorted(scores, reverse=True)
+    split = load("emoji-product")
+    items = split.train[:4]
+    assert {*told["left_out"]} == {item.kept_with for item in items}
+    patches = [vision.patch_features(model.backbone, _pixels(model, item)[None], -1) for item in items]
+    flat = [torch.nn.functional.normalize(each, dim=-1).flatten(0, 2) for each in patches]
+    near = 1 - flat[0] @ torch.cat(flat[1:]).half().float().T
+    expected = near.sort(-1).values[:, : int(0.1 * 3 * 16) - 1].mean(-1).max()
+    assert told["left_out"][items[0].kept_with] == pytest.approx(float(expected), abs=1e-6)
+    assert any(line.startswith("farthest from the others: ") for line in PatchMemory.lines({"memory": told}))
+    with pytest.raises(AdaptError, match="as a coreset or a quantile leaves none out, and there are 0"):
+        trained(4, quantile=0.1, false_alarms=0.5)
+
+
 def test_a_memory_takes_no_more_than_its_megabytes() -> None:
     whole, _ = trained(4)
     model, told = trained(4, megabytes=20 * 192 * 2 / 2**20)
