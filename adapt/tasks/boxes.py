@@ -35,16 +35,6 @@ class BoxLabel(Conversation):
     size: Size
     examples: tuple[Boxed, ...] = ()
 
-    @classmethod
-    def of(cls, name: str, boxes: Sequence[Edges], size: Size, examples: Sequence[Boxed] = ()) -> BoxLabel:
-        """Return the label of a question, with its chat."""
-
-        def asked(boxes: Sequence[Edges]) -> Chat:
-            return Chat.about(f"where is the {name}?", plain_text(name, boxes))
-
-        chat = asked(boxes).after(asked(own) for own, _ in examples)
-        return cls(chat, name, tuple(boxes), tuple(size), tuple(examples))
-
 
 class Boxes(Conversations):
     """The task of boxes: a question where a thing is, whose answer the model's family words."""
@@ -63,8 +53,14 @@ class Boxes(Conversations):
     def read(self, cells: Mapping[str, Cell], where: str) -> BoxLabel:
         if isinstance(cells["boxes"], str):
             raise AdaptError(f"{where}: a column 'boxes' cannot hold boxes: write x0,y0,x1,y1, and read boxes:FILE")
-        name, boxes, size = cast("Any", cells["boxes"])
-        return BoxLabel.of(name, boxes, size)
+        name, boxes, size, *examples = cast("Any", cells["boxes"])
+        return BoxLabel(
+            _asked(name, boxes).after(_asked(name, own) for own, _ in examples),
+            name,
+            tuple(boxes),
+            tuple(size),
+            tuple(examples),
+        )
 
     def facts(self, items: Sequence[Item]) -> Sequence[str]:
         counts = [len(label.boxes) for label in labels_of(items, BoxLabel)]
@@ -95,3 +91,7 @@ class Boxes(Conversations):
         ]
         own = vars(scores) | {"predicted": tuple(told), "questions": tuple(label.name for label in labels)}
         return BoxScores(**own, boxes=tuple(label.boxes for label in labels), found=tuple(found))
+
+
+def _asked(name: str, boxes: Sequence[Edges]) -> Chat:
+    return Chat.about(f"where is the {name}?", plain_text(name, boxes))

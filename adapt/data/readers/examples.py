@@ -10,16 +10,15 @@ of training, and in all others (our reading). Boxes of examples are answers here
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 from adapt.common.errors import AdaptError
 from adapt.common.grouping import grouped
-from adapt.data.item import Item, kind_of, labels_of
+from adapt.data.item import Item, kind_of
 from adapt.data.readers.base import Reader
 from adapt.data.split import Split
-from adapt.tasks.boxes import BoxLabel
 
 logger = logging.getLogger("adapt")
 
@@ -34,41 +33,40 @@ def read_examples(spec: str, root: str | None = None) -> Split:
 
     number, _, source = spec.partition(":")
     if not number.isdecimal() or not int(number):
-        raise AdaptError(f"data 'examples:{spec}': expected the number of examples, from 1, and data with boxes, as in "
-                         "examples:2:boxes:coco:FILE")  # fmt: skip
+        form = "examples:2:boxes:coco:FILE"
+        raise AdaptError(f"data 'examples:{spec}': expected a number of examples, from 1, and boxes, such as {form!r}")
     split = load(source, root)
-    parts = {"train": split.train, "val": split.val, "test": split.test}
-    every = [item for items in parts.values() for item in items]
-    if not all(isinstance(item.label, BoxLabel) for item in every):
+    every = list(split.items())
+    if "boxes" not in kind_of(every).needs:
         raise AdaptError(f"data {source!r} are {kind_of(every).items_are}; examples are of boxes: give boxes:FILE")
-    train, val, test = (tuple(_with_examples(items, int(number), name)) for name, items in parts.items())
-    if left_out := len(every) - len(train) - len(val) - len(test):
+    parts = {part: _behind_examples(getattr(split, part), int(number), part) for part in ("train", "val", "test")}
+    if left_out := len(every) - sum(map(len, parts.values())):
         logger.info("%s: %d questions are left out, as too few other pictures show their things", source, left_out)
-    return replace(split, name=f"examples-{number}-{split.name}", train=train, val=val, test=test)
+    return replace(split, name=f"examples-{number}-{split.name}", **parts)
 
 
-def _with_examples(items: tuple[Item, ...], count: int, part: str) -> Iterator[Item]:
-    """Yield the questions of a part of the data, each behind examples if there are enough."""
-    labels = labels_of(items, BoxLabel)
+def _behind_examples(items: tuple[Item, ...], count: int, part: str) -> tuple[Item, ...]:
+    """Return the questions of a part of the data, each behind so many examples, if there are as many."""
+    labels: list[Any] = [item.label for item in items]
     shown = grouped((label.name, (item.path, label)) for item, label in zip(items, labels) if label.boxes)
+    asked = []
     for place, (item, label) in enumerate(zip(items, labels, strict=True)):
         others = [(path, other) for path, other in shown.get(label.name, ()) if path != item.path]
         if len(others) < count:
             continue
         draws = Random(f"{part}/{place}")
         paths, examples = zip(*draws.sample(others, count), strict=True)
-        name = label.name if part == "train" and place % 2 else _without_meaning(draws)
-        known = tuple((other.boxes, other.size) for other in examples)
-        yield replace(item, paths=(item.path, *paths), label=BoxLabel.of(name, label.boxes, label.size, known))
-
-
-def _without_meaning(draws: Random) -> str:
-    return "".join(draws.choice("bdfgklmnprstvz") + draws.choice("aeiou") for _ in range(3))
+        known = ((other.boxes, other.size) for other in examples)
+        unknown = "".join(draws.choice("bdfgklmnprstvz") + draws.choice("aeiou") for _ in range(3))
+        name = label.name if part == "train" and place % 2 else unknown
+        chat = Item.of(path=item.path, boxes=(name, label.boxes, label.size, *known))
+        asked.append(replace(item, paths=(item.path, *paths), label=chat.label))
+    return tuple(asked)
 
 
 class Examples(Reader):
     name = "examples"
-    takes = "examples:N:DATA, questions where things are behind N examples each, from data with boxes"
+    takes = "examples:N:DATA, boxes whose questions stand behind N examples each"
     reads = staticmethod(read_examples)
     prefix = "examples:"
     root = "may"
