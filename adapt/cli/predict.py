@@ -44,8 +44,8 @@ _AT_ONCE = 100  # windows of images that are compared together, so that each has
 _APART = {
     "--json": ("--csv",),
     "--vocabulary-free": (
-        "--classes", "--question", "--explain", "--set", "--threshold", "--sets", "--average", "--together",
-        "--at-a-time", "--items", "--maps", "--boxes",
+        "--classes", "--question", "--explain", "--set", "--threshold", "--sets", "--together", "--at-a-time",
+        "--items", "--maps", "--boxes",
     ),
     "--question": ("several adapters",),
     "--explain": ("--threshold", "--csv", "several adapters"),
@@ -84,9 +84,6 @@ def predict(
             metavar="LEVEL",
         ),
     ] = None,
-    average: Annotated[
-        bool, "Answer once, by the mean of the adapters' probabilities, and say how much the adapters disagree."
-    ] = False,
     classes: common.OtherClasses = None,
     question: Annotated[str | None, "Question about each image, for an adapter that answers questions."] = None,
     together: Annotated[
@@ -131,7 +128,7 @@ def predict(
     """Classify IMAGES with ADAPTER, or answer a question about each image.
 
     ADAPTER is a file, the folder of a run, or a name on the hub such as hf://user/name. The predictions of several
-    adapters are shown side by side or, with --average, as one. Shared computations run only once.
+    adapters are shown side by side (`adapt average` makes one of them). Shared computations run only once.
 
     IMAGES are files, folders (searched at any depth), or a .csv with a column path. A region of an image is written
     "IMAGE#xywh=X,Y,WIDTH,HEIGHT", or as columns x0,y0,x1,y1 of the .csv, in pixels. In folders, symbolic links are
@@ -164,7 +161,6 @@ def predict(
       adapt predict runs/screw photos/ --maps heat
       adapt predict runs/lora photo.jpg --boxes --json
       adapt predict runs/coop runs/lora runs/gda photos/
-      adapt predict runs/coop runs/lora runs/gda --average photos/
       adapt predict runs/stata --together photos/ --csv > labels.csv
       adapt predict runs/products products/ --items --json
       adapt predict adapter.safetensors photo.png --classes "cat,dog,parrot"
@@ -176,12 +172,11 @@ def predict(
     top_k = top_k or (ONE_CLASS if as_csv else FEW_CLASSES)
     adapters = [] if vocabulary_free is not None else _adapters(adapter, images)
     files = list(image_files((adapter, *images)[len(adapters) :], items))
-    members, adapters = adapters, adapters[:1] if average else adapters
     of_items = vocabulary_free is None and any(file.item for file in files)
     given = {
         "--json": as_json, "--csv": as_csv, "--vocabulary-free": vocabulary_free, "--explain": explain,
         "--together": together, "--boxes": boxes, "--maps": maps, "--question": question, "--classes": classes,
-        "--set": at_use, "--average": average, "--at-a-time": at_a_time, "--items": items,
+        "--set": at_use, "--at-a-time": at_a_time, "--items": items,
         "--threshold": threshold is not None, "--sets": sets is not None, "items of several images": of_items,
         "several adapters": len(adapters) > 1,
     }  # fmt: skip
@@ -208,13 +203,8 @@ def predict(
         from adapt.loading import load_many
         from adapt.methods.base.traits import PoolsBags, trait
 
-        paths, loaded = [*map(hub.spelled, members)], common.given_backbone(backbone, device)
-        if average:
-            from adapt.soups import average as averaged
-
-            models = [averaged(paths, loaded, common.class_names(classes), device=device)]
-        else:
-            models = load_many(paths, loaded, common.class_names(classes), device=device)
+        paths, loaded = [*map(hub.spelled, adapters)], common.given_backbone(backbone, device)
+        models = load_many(paths, loaded, common.class_names(classes), device=device)
         for model in models:
             if of_items and (pools := trait(model.method, PoolsBags)):
                 pools.check_views((file.called, file.view) for file in files)

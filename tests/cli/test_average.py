@@ -1,4 +1,4 @@
-"""`adapt average`, and `adapt predict --average`"""
+"""`adapt average`"""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ def test_a_file_answers_like_the_option(run, members: list[Path], photos: Path, 
     models = adapt.load_many(members)
     expected = sum(model.probabilities(images) for model in models) / 3
     predictions = adapt.load(out).predict(images)
-    for arguments in ((out, photos / "test"), (*members, "--average", photos / "test")):
-        found = [json.loads(line) for line in run("predict", *arguments, "--json").stdout.splitlines()]
-        assert [each["image"] for each in found] == list(map(str, images))
-        for each, probabilities, prediction in zip(found, expected.tolist(), predictions, strict=True):
-            top = {one["class"]: one["probability"] for one in each["top"]}
-            assert [top[name] for name in NAMES] == pytest.approx(probabilities, abs=1e-6)
-            assert each["disagreement"]["share"] == prediction.disagreement.share
-            assert each["disagreement"]["nats"] == pytest.approx(prediction.disagreement.nats, abs=1e-6)
+    found = [json.loads(line) for line in run("predict", out, photos / "test", "--json").stdout.splitlines()]
+    assert [each["image"] for each in found] == list(map(str, images))
+    for each, probabilities, prediction in zip(found, expected.tolist(), predictions, strict=True):
+        top = {one["class"]: one["probability"] for one in each["top"]}
+        assert [top[name] for name in NAMES] == pytest.approx(probabilities, abs=1e-6)
+        assert each["disagreement"]["share"] == prediction.disagreement.share
+        assert each["disagreement"]["nats"] == pytest.approx(prediction.disagreement.nats, abs=1e-6)
     assert max(each.disagreement.nats for each in predictions) > 0.01
 
 
-def test_what_is_printed_of_a_disagreement(run, members: list[Path], photos: Path) -> None:
-    image = photos / "test/sky/0.png"
+def test_what_is_printed_of_a_disagreement(run, members: list[Path], photos: Path, tmp_path: Path) -> None:
+    image, out = photos / "test/sky/0.png", tmp_path / "average.safetensors"
+    run("average", *members, "--out", out)
     [prediction] = adapt.average(members).predict(image)
     share, nats = prediction.disagreement
-    title, *lines = run("predict", *members, "--average", image, "--top-k", 2).stdout.splitlines()
+    title, *lines = run("predict", out, image, "--top-k", 2).stdout.splitlines()
     assert title == f"{image}  {100 * share:.0f} % of the adapters disagree ({nats:.3f} nats)"
     assert lines == [f"  {100 * probability:5.1f} %  {name}" for name, probability in prediction.top[:2]]
-    [row] = csv.DictReader(run("predict", *members, "--average", image, "--csv").stdout.splitlines())
+    [row] = csv.DictReader(run("predict", out, image, "--csv").stdout.splitlines())
     assert list(row) == ["image", "class", "probability", "disagreement", "nats"]
     assert (float(row["disagreement"]), float(row["nats"])) == pytest.approx((share, nats), abs=1e-5)
 
@@ -70,18 +70,14 @@ def test_it_is_evaluated_and_inspected(run, members: list[Path], photos: Path, t
 
 def test_refused(run, refused, members: list[Path], photos: Path, tmp_path: Path) -> None:
     image, out = photos / "test/sky/0.png", tmp_path / "average.safetensors"
-    refused(run("predict", members[0], "--average", image), "; expected a list with 2 or more adapters")
-    refused(run("predict", *members, "--average", image, "--sets", 0.9), "the adapter has no calibrated sets")
+    more = tmp_path / "more.safetensors"
+    refused(run("average", members[0], "--out", more), "; expected a list with 2 or more adapters")
     refused(run("average", *members, "--out", members[0]), "exists already; name a new file")
-    index = ("--vocabulary-free", tmp_path / "captions.safetensors")
-    refused(run("predict", "--average", *index, image, image), "--vocabulary-free cannot go with --average")
     run("average", *members, "--out", out)
-    refused(
-        run("average", out, members[0], "--out", tmp_path / "more.safetensors"),
-        "is an average of several adapters already",
-    )
+    refused(run("predict", out, image, "--sets", 0.9), "the adapter has no calibrated sets")
+    refused(run("average", out, members[0], "--out", more), "is an average of several adapters already")
     renamed = adapt.load(members[0]).with_classes(["sky", "sea"]).save(tmp_path / "renamed.safetensors")
-    refused(run("predict", members[1], renamed, "--average", image), f"{members[1]} and {renamed} differ in classes")
+    refused(run("average", members[1], renamed, "--out", more), f"{members[1]} and {renamed} differ in classes")
 
 
 @pytest.mark.full

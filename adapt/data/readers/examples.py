@@ -39,14 +39,15 @@ def read_examples(spec: str, root: str | None = None) -> Split:
     every = list(split.items())
     if "boxes" not in kind_of(every).needs:
         raise AdaptError(f"data {source!r} are {kind_of(every).items_are}; examples are of boxes: give boxes:FILE")
-    parts = {part: _behind_examples(getattr(split, part), int(number), part) for part in ("train", "val", "test")}
-    if left_out := len(every) - sum(map(len, parts.values())):
+    train = _behind_examples(split.train, int(number), named=0.5)
+    val, test = (_behind_examples(items, int(number), named=0) for items in (split.val, split.test))
+    if left_out := len(every) - len(train) - len(val) - len(test):
         logger.info("%s: %d questions are left out, as too few other pictures show their things", source, left_out)
-    return replace(split, name=f"examples-{number}-{split.name}", **parts)
+    return replace(split, name=f"examples-{number}-{split.name}", train=train, val=val, test=test)
 
 
-def _behind_examples(items: tuple[Item, ...], count: int, part: str) -> tuple[Item, ...]:
-    """Return the questions of a part of the data, each behind so many examples, if there are as many."""
+def _behind_examples(items: tuple[Item, ...], count: int, named: float) -> tuple[Item, ...]:
+    """Return the questions of a part of the data that have so many examples, behind these, a share with their names."""
     labels: list[Any] = [item.label for item in items]
     shown = grouped((label.name, (item.path, label)) for item, label in zip(items, labels) if label.boxes)
     asked = []
@@ -54,11 +55,11 @@ def _behind_examples(items: tuple[Item, ...], count: int, part: str) -> tuple[It
         others = [(path, other) for path, other in shown.get(label.name, ()) if path != item.path]
         if len(others) < count:
             continue
-        draws = Random(f"{part}/{place}")
+        draws = Random(place)
         paths, examples = zip(*draws.sample(others, count), strict=True)
         known = ((other.boxes, other.size) for other in examples)
         unknown = "".join(draws.choice("bdfgklmnprstvz") + draws.choice("aeiou") for _ in range(3))
-        name = label.name if part == "train" and place % 2 else unknown
+        name = label.name if draws.random() < named else unknown
         chat = Item.of(path=item.path, boxes=(name, label.boxes, label.size, *known))
         asked.append(replace(item, paths=(item.path, *paths), label=chat.label))
     return tuple(asked)
