@@ -41,6 +41,8 @@ def read_examples(spec: str, root: str | None = None) -> Split:
         raise AdaptError(f"data {source!r} are {kind_of(every).items_are}; examples are of boxes: give boxes:FILE")
     train = _behind_examples(split.train, int(number), named=0.5)
     val, test = (_behind_examples(items, int(number), named=0) for items in (split.val, split.test))
+    if not train and not test:
+        raise AdaptError(f"data {source!r}: fewer than {number} other pictures show each thing: ask for fewer examples")
     if left_out := len(every) - len(train) - len(val) - len(test):
         logger.info("%s: %d questions are left out, as too few other pictures show their things", source, left_out)
     return replace(split, name=f"examples-{number}-{split.name}", train=train, val=val, test=test)
