@@ -301,21 +301,33 @@ def _check_no_empty_class(split: Split) -> None:
         )
 
 
-def _check_tasks(split: Split) -> None:
-    """Raise AdaptError if one part of the split (train, val, test) mixes labels of different tasks.
-
-    Also raises AdaptError if only some of train, val and test have labels with classes, or if the task's check fails.
-    """
-    first_of: list[dict[LabelKind | None, Item]] = [
-        {item.task: item for item in reversed(part)} for part in (split.train, split.val, split.test)
-    ]
-    # one part may have pairs and another only texts
-    first_of.append({item.task if item.task.classes_are else None: item for item in split.items()})
-    for one, other, *_ in (firsts.values() for firsts in first_of if len(firsts) > 1):
+def check_kind(items: Sequence[Item], what: str) -> None:
+    """Raise AdaptError if the items, which are `what`, mix labels of different tasks, or images with texts."""
+    _check_one_task({item.task: item for item in reversed(items)}, what)
+    kinds = {bool(item.path): item for item in items if not item.task.mixes_texts}
+    if len(kinds) == 2:
         raise AdaptError(
-            f"data {split.name!r}: {one.name!r} is labelled for the task {one.task.name} ({one.task.title}), but "
-            f"{other.name!r} for the task {other.task.name} ({other.task.title}). Label all items for the same task"
+            f"{what} has both images ({kinds[True].path!r}) and texts ({kinds[False].text!r}). Use only images, or "
+            "only texts, in each of train, val and test"
         )
+
+
+def _check_one_task(first_of: Mapping[LabelKind | None, Item], what: str) -> None:
+    if len(first_of) > 1:
+        one, other, *_ = first_of.values()
+        raise AdaptError(
+            f"{what}: {one.name!r} is labelled for the task {one.task.name} ({one.task.title}), but {other.name!r} for "
+            f"the task {other.task.name} ({other.task.title}). Label all items for the same task"
+        )
+
+
+def _check_kinds(split: Split) -> None:
+    """Raise AdaptError if a part mixes kinds of items, if only some parts have classes, or if a task's check fails."""
+    for part, items in (("train", split.train), ("val", split.val), ("test", split.test)):
+        check_kind(items, f"data {split.name!r}: the {part} data")
+    # one part may have pairs and another only texts
+    of_classes = {item.task if item.task.classes_are else None: item for item in split.items()}
+    _check_one_task(of_classes, f"data {split.name!r}")
     for task in _tasks(split):
         task.check([*split.items()], split.name)
 
@@ -325,13 +337,6 @@ def _tasks(split: Split) -> list[LabelKind]:
 
 
 def _check_texts(split: Split) -> None:
-    for part, items in (("train", split.train), ("val", split.val), ("test", split.test)):
-        kinds = {bool(item.path): item for item in items if not item.task.mixes_texts}
-        if len(kinds) == 2:
-            raise AdaptError(
-                f"data {split.name!r}: the {part} data has both images ({kinds[True].path!r}) and texts "
-                f"({kinds[False].text!r}). Use only images, or only texts, in each of train, val and test"
-            )
     if split.test and not (split.test[0].path or split.test[0].task.mixes_texts):
         raise AdaptError(
             f"data {split.name!r}: the test data has the text {split.test[0].text!r}; expected images. A model can be "
@@ -350,7 +355,7 @@ def _check_texts(split: Split) -> None:
 _CHECKS = (
     _check_names,
     _check_domains,
-    _check_tasks,
+    _check_kinds,
     _check_classes,
     _check_unlabelled,
     _check_no_empty_class,

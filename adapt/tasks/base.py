@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from adapt.common.errors import AdaptError
 from adapt.data.item import Item
+from adapt.data.split import check_kind
 from adapt.methods.base.objective import Objective
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class Task(Objective):
             )
 
     def check_model(self, model: Adapted, items: Sequence[Item]) -> None:
-        """Raise AdaptError if `model` cannot do this task, or if the class of an item is not a class of `model`."""
+        """Raise AdaptError if `model` cannot do this task or lacks an item's class, or if items are of two kinds."""
+        check_kind(items, "the data")
         self.check_backbone(model.backbone)
         if self.classes_are and not model.class_names and model.backbone.kind == "dual encoder":
             raise AdaptError(

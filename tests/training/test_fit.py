@@ -17,6 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from adapt import AdaptError, fit
 from adapt.common import progress
 from adapt.common.progress import training_bar
+from adapt.data import Item
 from adapt.recipe.settings import FitSettings, TrainSettings
 from adapt.tasks.classes import Class
 from adapt.training import fitting
@@ -246,3 +247,16 @@ def test_training_that_does_harm_is_said(make_model, tiny_split, caplog) -> None
 def test_a_seed_beyond_what_generators_take_is_refused(train, seed: int) -> None:
     with pytest.raises(AdaptError, match=rf"seed is {seed}; expected a whole number from 0 to"):
         train(seed=seed)
+
+
+@pytest.mark.parametrize("texts_first", [True, False])
+def test_data_of_two_kinds_are_refused(make_model, tiny_split, texts_first: bool) -> None:
+    """Texts and images would be learned as texts, the images by empty ones."""
+    images = list(tiny_split.train[:2])
+    texts = [Item.of(text="a dog", label=images[0].answer), Item.of(text="a cat", label=images[1].answer)]
+    both = [*texts, *images] if texts_first else [*images, *texts]
+    with pytest.raises(AdaptError, match="the data has both images"):
+        fit(make_model("coop"), both, progress=False, epochs=1)
+    several = [images[0], Item.of(path=images[1].path, labels=(images[1].answer,))]
+    with pytest.raises(AdaptError, match=r"for the task labels .* for the task classes"):
+        fit(make_model("coop"), several, progress=False, epochs=1)
