@@ -59,7 +59,7 @@ class CLAP(Method[ImageStep]):
         self.register_buffer("_base", torch.zeros_like(self.prototypes), persistent=False)
 
     def prepare(self, training: Training) -> None:
-        """Initialise the prototypes with text features, and weight each class's penalty by its mean zero-shot probability."""
+        """Initialise the prototypes with text features, and weight each class by its mean zero-shot probability."""
         base = training.classifier.frozen_class_features(several(self.config.template), "raw")
         with torch.no_grad():
             self.prototypes.copy_(base)
