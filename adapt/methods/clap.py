@@ -59,7 +59,7 @@ class CLAP(Method[ImageStep]):
         self.register_buffer("_base", torch.zeros_like(self.prototypes), persistent=False)
 
     def prepare(self, training: Training) -> None:
-        """Initialise the prototypes with text features, and compute each class's penalty weight by `sureness`."""
+        """Initialise the prototypes with text features, and weight each class by its mean zero-shot probability."""
         base = training.classifier.frozen_class_features(several(self.config.template), "raw")
         with torch.no_grad():
             self.prototypes.copy_(base)
@@ -69,15 +69,11 @@ class CLAP(Method[ImageStep]):
             self._multipliers = even
         elif constraint != "none":
             rows, labels = rows_of(training, training.settings.views or 0, base.device)
-            sure = self.sureness(ImageStep(training.classifier, Encoded(rows)), labels)
+            logits = ImageStep(training.classifier, Encoded(rows)).cosine_logits(F.normalize(base, dim=-1))
+            own = logits.softmax(-1).gather(1, labels[:, None])  # every class has an image
+            sure = class_means(own, labels, len(base))[:, 0]
             changed = {"corrected": sure / sure.mean(), "constant": sure.mean() * even}
             self._multipliers = changed.get(constraint, sure)
-
-    def sureness(self, step: ImageStep, labels: Tensor) -> Tensor:
-        """Return the mean zero-shot probability `(n,)` of each class for its own images. Every class needs an image."""
-        base = step.frozen_class_features(several(self.config.template), "raw")
-        own = step.cosine_logits(F.normalize(base, dim=-1)).softmax(-1).gather(1, labels[:, None])
-        return class_means(own, labels, len(base))[:, 0]
 
     def logits(self, step: ImageStep) -> Tensor:
         return step.cosine_logits(F.normalize(self.prototypes, dim=-1))

@@ -99,14 +99,13 @@ def explanations(model: ImageModel, pixels: Tensor | BlockInputs, query: Query) 
     cosines = [step.features @ own.T for own in step.prompt_features]  # (b, m) of each class
     label = {name: number for number, name in enumerate(model.class_names)}
     for row, prediction in enumerate(predictions(model.answers.of(step), model.class_names, query, model.answers)):
-        reasons = [_reasons(explains, name, cosines[label[name]][row].tolist()) for name, _ in prediction.top]
+        reasons = []
+        for name, _ in prediction.top:
+            own = cosines[label[name]][row].tolist()
+            described = zip(explains.descriptors(name), own, strict=True)
+            best_first = tuple(sorted(described, key=lambda each: -each[1]))
+            reasons.append(Reasons(name, sum(own) / len(own), best_first))
         yield Explanation(prediction, tuple(reasons))
-
-
-def _reasons(explains: Explains, class_name: str, cosines: Sequence[float]) -> Reasons:
-    described = zip(explains.descriptors(class_name), cosines, strict=True)
-    best_first = tuple(sorted(described, key=lambda each: -each[1]))
-    return Reasons(class_name, sum(cosines) / len(cosines), best_first)
 
 
 def check_together(model: ImageModel) -> OverSet:
@@ -152,20 +151,15 @@ def logits_together(model: ImageModel, features: Tensor, at_a_time: int | None =
     settings = replace(model.answers, temperature=1.0)
     doubts, answers = list[str](), list[Tensor]()
     for part in features.float().tensor_split(count):
-        step = _step(model, part)
+        encoded = moved(part, model.backbone.device)
+        step = ImageStep(model, Encoded(encoded))
+        step.features = encoded  # of the adapted tower already, not to be projected again
         with evaluating(model), torch.no_grad():
             doubts.append(method.doubt(step))
             answers.append(settings.adjusted(method.infer_set(step), step).cpu())
     for doubt in [*filter(None, doubts)][:1]:
         logger.warning("%s: %s: these answers may be worse than those image by image", model.method.name, doubt)
     return torch.cat(answers)
-
-
-def _step(model: ImageModel, features: Tensor) -> ImageStep:
-    features = moved(features, model.backbone.device)
-    step = ImageStep(model, Encoded(features))
-    step.features = features  # of the adapted tower already, not to be projected again
-    return step
 
 
 def _of_items(

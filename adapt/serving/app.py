@@ -239,7 +239,9 @@ def _add_openai(app: FastAPI, adapters: ServedAdapters, conversations: ChatCompl
 
 
 def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
-    def cards() -> list[AdapterCard]:
+    @app.get("/adapters", responses={400: {"model": Problem}})
+    def list_adapters() -> list[AdapterCard]:
+        """List the adapters that are loaded."""
         now = adapters.now
         return [
             AdapterCard(
@@ -257,28 +259,23 @@ def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
             for name, model in now.models.items()
         ]
 
-    @app.get("/adapters", responses={400: {"model": Problem}})
-    def list_adapters() -> list[AdapterCard]:
-        """List the adapters that are loaded."""
-        return cards()
-
     @app.post("/adapters", status_code=201, responses=_PROBLEMS)
     def load_adapter(wanted: LoadAdapter) -> list[AdapterCard]:
         """Load an adapter from the server's folder while the loaded adapters continue to answer requests."""
         adapters.load(wanted.path, wanted.name)
-        return cards()
+        return list_adapters()
 
     @app.put("/adapters/default", responses=_PROBLEMS)
     def switch_default(wanted: AdapterName) -> list[AdapterCard]:
         """Make an adapter the default, which answers requests that do not name an adapter."""
         adapters.switch(wanted.name)
-        return cards()
+        return list_adapters()
 
     @app.delete("/adapters/{name}", responses=_PROBLEMS)
     def unload_adapter(name: str) -> list[AdapterCard]:
         """Unload an adapter; current requests are still answered."""
         adapters.unload(name)
-        return cards()
+        return list_adapters()
 
 
 def _answers(model: ServedModel, query: Query) -> bool:

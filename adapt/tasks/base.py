@@ -118,6 +118,7 @@ class Task(Objective):
         from adapt.evaluation.scores import scored
         from adapt.methods.base.traits import DrawsMaps, has_trait
 
+        self.check_tested(model, items)
         if has_trait(model.method, DrawsMaps):
             from adapt.evaluation.maps import scored_with_maps
 

@@ -148,10 +148,6 @@ class Labels(Task):
                 "train a model on images with several classes"
             )
 
-    def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        self.check_tested(model, items)
-        return super().score(model, items, inference)
-
     def scores(self, items: Sequence[Item], answers: Tensor, class_names: Sequence[str]) -> Scores:
         from adapt.evaluation.multi_label import MultiLabelScores
 

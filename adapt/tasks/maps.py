@@ -11,8 +11,6 @@ from adapt.data.item import Cell, Item, NamedLabel, filled, optional
 from adapt.tasks.base import Task
 
 if TYPE_CHECKING:
-    from adapt.evaluation.inference import Inference
-    from adapt.evaluation.scores import Scores
     from adapt.models.base import Adapted
 
 
@@ -56,7 +54,3 @@ class Maps(Task):
         if has_trait(model.method, DrawsMaps) and any(item.label.files for item in items):
             check_masked(model, items)
             check_masks(items, model.backbone.preprocess.turned)
-
-    def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        self.check_tested(model, items)
-        return super().score(model, items, inference)
