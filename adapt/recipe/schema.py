@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import or_
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, create_model
 
@@ -21,13 +21,7 @@ def recipe_schema() -> dict[str, object]:
 
     The schema covers keys, types and bounds. Constraints between keys are checked when a recipe is read.
     """
-    configs = {method.name: method.Config for method in methods.classes()}
-    each = [
-        create_model(name, __base__=config, __cls_kwargs__=_UNREAD, name=(cast("type[str]", Literal[name]), ...))
-        for name, config in configs.items()
-    ]
-    any_method = Annotated[reduce(or_, each), Field(discriminator="name")]
-    schema = create_model("Recipe", __base__=_File, method=(any_method, ...)).model_json_schema()
+    schema = create_model("Recipe", __base__=_File, method=(_any_method(), ...)).model_json_schema()
     keys, parts = schema["properties"], schema["$defs"]
     parts["Method"], keys["method"] = keys["method"], {"$ref": "#/$defs/Method"}
     del parts["DataSection"]["required"]  # --data may give the data
@@ -54,6 +48,16 @@ class _File(Recipe):
     """Whether `adapt recommend` compares the method by default although its steps pass through a tower."""
     preferred: str | None = None
     """The variant that `adapt recommend` chooses if no other method is better beyond the noise."""
+
+
+def _any_method() -> Any:
+    """Return the union type of all methods' settings, discriminated by `name`."""
+    configs = {method.name: method.Config for method in methods.classes()}
+    each = [
+        create_model(name, __base__=config, __cls_kwargs__=_UNREAD, name=(cast("type[str]", Literal[name]), ...))
+        for name, config in configs.items()
+    ]
+    return Annotated[reduce(or_, each), Field(discriminator="name")]
 
 
 def _referring(node: object) -> object:
