@@ -7,12 +7,9 @@ are answers to a question that the data never ask, and a tenth of the questions 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
 from random import Random
-from tempfile import gettempdir
 from typing import Any, cast
 
 import torch
@@ -20,7 +17,6 @@ from torch import Tensor
 
 import adapt
 from adapt.backbones.vision_llm import VisionLLM
-from adapt.common.disk import replacing
 from adapt.data import Item, Split
 from adapt.methods import OLAVLM
 from adapt.models.vision_llm import SpeakingModel
@@ -43,19 +39,18 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # a recipe and settings
     "a linear map (LiMBeR)": ("projector", {"kind": "linear", "dropout": 0.1}),
     NONE: ("projector", {}),
 }
-WORK = Path(os.environ.get("ADAPT_CAPTIONS_FIRST") or Path(gettempdir()) / "adapt-captions-first")
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     """Report how many questions of the test are answered right, beside two controls.
 
-    Intervals are over questions, and the differences of each seed follow in brackets. What is in WORK is not repeated.
+    Intervals are over questions, and the differences of each seed follow in brackets.
     """
     rights: dict[str, list[Tensor]] = {case: [] for case in ARMS}
     for seed in SEEDS:
         for case in ARMS:
             progress(f"{case}, seed {seed}")
-            rights[case].append(_kept(case, seed))
+            rights[case].append(_right(case, seed))
     for case, ours in rights.items():
         apart = {other: f"to {other}: {_apart(ours, rights[other])}" for other in (ALONE, NONE) if other != case}
         yield row_of(case, {"accuracy": per_cent(ours)} | apart)
@@ -64,16 +59,6 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
 def _apart(ours: list[Tensor], others: list[Tensor]) -> str:
     seeds = [100 * float((one - other).mean()) for one, other in zip(ours, others, strict=True)]
     return f"{paired(ours, others, drawings(QUESTIONS).test)} ({', '.join(f'{each:+.1f}' for each in seeds)})"
-
-
-def _kept(case: str, seed: int) -> Tensor:
-    """Return which questions of the test are answered right, from WORK if they are there."""
-    file = WORK / f"{case}-{seed}.pt"
-    if not file.exists():
-        rights = _right(case, seed)
-        with replacing(file) as unfinished:
-            torch.save(rights, unfinished)
-    return cast("Tensor", torch.load(file))
 
 
 def _right(case: str, seed: int) -> Tensor:
