@@ -83,7 +83,7 @@ def test_abnormal_images_give_the_threshold_of_the_best_f1(tmp_path: Path) -> No
     split = load("emoji-product")
     strange = [item for item in split.test if item.answer != "normal"][:6]
     model: Any = adapt.wrap(tiny_backbones.backbone("open_clip"), PatchMemory(decide="f1"), CLASSES)
-    items = [*split.train[:5], *(Item.of(path=item.path, label="abnormal") for item in strange)]
+    items = [*split.train[:5], *(Item.of(path=item.path, label="abnormal", mask="") for item in strange)]
     told = adapt.fit(model, items, progress=False).metrics["memory"]
     assert (told["images"], len(told["good"])) == (5, 5)
     cut = float(model.method.threshold())
@@ -101,7 +101,7 @@ def test_abnormal_images_give_the_threshold_of_the_best_f1(tmp_path: Path) -> No
     apart: Any = adapt.wrap(tiny_backbones.backbone("open_clip"), PatchMemory(decide="f1"), CLASSES)
     of_both = adapt.fit(apart, items, val_set=kept, progress=False).metrics["memory"]
     assert "on the 4 good and 6 abnormal images" in of_both["promise"]  # those of training, which no memory has
-    same = [*split.train[:3], *(Item.of(path=item.path, label="abnormal") for item in split.train[:3])]
+    same = [*split.train[:3], *(Item.of(path=item.path, label="abnormal", mask="") for item in split.train[:3])]
     blind: Any = adapt.wrap(tiny_backbones.backbone("open_clip"), PatchMemory(decide="f1"), CLASSES)
     with pytest.raises(AdaptError, match="are no higher than good ones, and calling all abnormal is best"):
         adapt.fit(blind, same, progress=False)
