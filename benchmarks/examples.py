@@ -60,7 +60,7 @@ def _scenes(items: Sequence[Item]) -> Iterator[str]:
 
 
 def _misled(items: Sequence[Item]) -> list[Item]:
-    """Return the questions, each behind the example of the nearest later question about a thing of another name."""
+    """Return the questions, each after the example of the nearest later question about a thing of another name."""
     names = [label.name for label in labels_of(adapt.data.load(PLAIN).test, BoxLabel)]
     labels, misled = labels_of(items, BoxLabel), []
     for place, (item, own) in enumerate(zip(items, labels, strict=True)):

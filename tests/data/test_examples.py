@@ -1,4 +1,4 @@
-"""Questions where things are behind examples: `examples:N:DATA`, its pictures and names, and what is refused."""
+"""Questions after examples: the pictures and the names of `examples:N:DATA`, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions where a thing is behind examples of it in other pictures: `examples:N:DATA`, with N examples for each.
+"""Questions where a thing is, each after N examples of it in other pictures: `examples:N:DATA`.
 
 Doveh et al., Teaching VLMs to Localize Specific Objects from In-context Examples (IPLoc, 2411.13317); reference
 SivanDoveh/IPLoc `27682bc`, without code for training. Its examples are frames of the same video; these are other
@@ -24,7 +24,7 @@ logger = logging.getLogger("adapt")
 
 
 def read_examples(spec: str, root: str | None = None) -> Split:
-    """Return the questions where things are of `N:DATA`, each behind N examples, whose images follow its own.
+    """Return the questions where things are of `N:DATA`, each after N examples, whose paths follow the item's own.
 
     Questions about things that fewer than N other pictures of the same part show are left out, and counted. Raises
     AdaptError if N is no number from 1, and for data that are not boxes.
@@ -39,8 +39,8 @@ def read_examples(spec: str, root: str | None = None) -> Split:
     every = list(split.items())
     if "boxes" not in kind_of(every).needs:
         raise AdaptError(f"data {source!r} are {kind_of(every).items_are}; examples are of boxes: give boxes:FILE")
-    train = _behind_examples(split.train, int(number), named=0.5)
-    val, test = (_behind_examples(items, int(number), named=0) for items in (split.val, split.test))
+    train = _after_examples(split.train, int(number), named=0.5)
+    val, test = (_after_examples(items, int(number), named=0) for items in (split.val, split.test))
     if not train and not test:
         raise AdaptError(f"data {source!r}: fewer than {number} other pictures show each thing: ask for fewer examples")
     if left_out := len(every) - len(train) - len(val) - len(test):
@@ -48,8 +48,8 @@ def read_examples(spec: str, root: str | None = None) -> Split:
     return replace(split, name=f"examples-{number}-{split.name}", train=train, val=val, test=test)
 
 
-def _behind_examples(items: tuple[Item, ...], count: int, named: float) -> tuple[Item, ...]:
-    """Return the questions of a part of the data that have so many examples, behind these, a share with their names."""
+def _after_examples(items: tuple[Item, ...], count: int, named: float) -> tuple[Item, ...]:
+    """Return the questions of a part that have `count` examples, each after its own; a share keep their names."""
     labels: list[Any] = [item.label for item in items]
     shown = grouped((label.name, (item.path, label)) for item, label in zip(items, labels) if label.boxes)
     asked = []
@@ -69,7 +69,7 @@ def _behind_examples(items: tuple[Item, ...], count: int, named: float) -> tuple
 
 class Examples(Reader):
     name = "examples"
-    takes = "examples:N:DATA, boxes whose questions stand behind N examples each"
+    takes = "examples:N:DATA, questions where things are, each after N examples of the thing"
     reads = staticmethod(read_examples)
     prefix = "examples:"
     root = "may"
