@@ -317,7 +317,7 @@ class Item:
     def identity(self, path: str, root: str = "") -> dict[str, object]:
         """Return the item's data for a split's fingerprint: `path`, the text, and the label with paths below `root`."""
         others = [os.path.relpath(each, os.path.dirname(self.path)) for each in self.paths[1:]]
-        bag = {"others": others} if others and self.task.takes_bags else {}
+        bag = {"others": others} if others else {}
         views = {"views": self.view_names} if self.view_names else {}
         return {"path": path, "text": self.text, self.task.name: self.label.identity(root), **bag, **views}
 

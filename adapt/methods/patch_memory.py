@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
@@ -46,6 +46,7 @@ FALSE_ALARMS = 0.05
 FARTHEST = 5  # images that a training names
 AT_ONCE = 1024  # patches of the memory, as a table of all distances is large
 EXACT = "donot_use_mm_for_euclid_dist"  # products of matrices cancel where patches are near each other
+PRODUCTS = "use_mm_for_euclid_dist"
 LEAST, FAR = 1e-6, 1e6  # below and above all distances
 STEEP = 8.0  # the odds are this power of the score over the threshold
 TIE = 1e-5  # log-odds by which a score that equals the threshold is below it
@@ -85,6 +86,14 @@ class PatchMemoryConfig(MethodConfig):
     """The number of good images whose scores give the threshold; training sets it."""
     left_out: bool = False
     """Whether these are the images of the memory, each left out of it, or else validation images; training sets it."""
+
+    @model_validator(mode="after")
+    def _of_all(self) -> Self:
+        if self.quantile is not None and (self.coreset or self.megabytes or self.neighbours > 1):
+            raise ValueError(
+                "quantile is of the distances from all patches: leave out coreset, megabytes and neighbours"
+            )
+        return self
 
 
 class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
@@ -215,12 +224,14 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         """Return the distance of each patch `(b, rows, columns)` from the nearest ones in `memory` `(m, d)`."""
         if not len(memory):
             raise AdaptError("this patch_memory remembers no image: train it on good images")
-        own, nearest, quantile = self._vectors(patches), list[Tensor](), self.config.quantile
+        own, quantile = self._vectors(patches), self.config.quantile
+        mode = PRODUCTS if torch.compiler.is_compiling() else EXACT  # ONNX has no other
         count = self.config.neighbours if quantile is None else max(1, int(quantile * len(memory)) - 1)
+        found = own[..., :0]
         for some in memory.to(own).split(AT_ONCE):
-            table = 1 - own @ some.T if self.config.metric == "cosine" else torch.cdist(own, some, compute_mode=EXACT)
-            nearest.append(table.topk(min(count, len(some)), largest=False).values)
-        found = torch.cat(nearest, -1).topk(min(count, len(memory)), largest=False).values
+            table = 1 - own @ some.T if self.config.metric == "cosine" else torch.cdist(own, some, compute_mode=mode)
+            found = torch.cat([found, table], -1)
+            found = found.topk(min(count, found.shape[-1]), largest=False).values
         distances = found.mean(-1).clamp_min(0) if self.config.metric == "cosine" else found.square().mean(-1).sqrt()
         return distances * foreground(patches) if self.config.mask == "object" else distances
 

@@ -34,6 +34,8 @@ class BoxLabel(Conversation):
     boxes: tuple[Edges, ...]
     size: Size
     examples: tuple[Boxed, ...] = ()
+    thing: str = ""
+    """The name by which answers are scored and listed, if the chat has another."""
 
 
 class Boxes(Conversations):
@@ -75,7 +77,7 @@ class Boxes(Conversations):
         return step
 
     def images_of_chats(self, item: Item, images: Sequence[T]) -> Sequence[Sequence[T]]:
-        return [[*images[1:], images[0]]]  # examples come first in the chat, and last in the item, named by its own
+        return [[*images[1:], *images[:1]]]  # examples come first in the chat, and last in the item, named by its own
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.boxes import BoxScores
@@ -89,7 +91,10 @@ class Boxes(Conversations):
             text if boxes is None else plain_text(label.name, boxes)
             for text, label, boxes in zip(scores.predicted, labels, found, strict=True)
         ]
-        own = vars(scores) | {"predicted": tuple(told), "questions": tuple(label.name for label in labels)}
+        own = vars(scores) | {
+            "predicted": tuple(told),
+            "questions": tuple(label.thing or label.name for label in labels),
+        }
         return BoxScores(**own, boxes=tuple(label.boxes for label in labels), found=tuple(found))
 
 

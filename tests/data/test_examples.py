@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 import adapt
 from adapt.common.errors import AdaptError
 from adapt.data import Item, load, open_image
+from adapt.data.readers.chats_file import row_of
 from adapt.evaluation.evaluate import evaluate
 from adapt.models.native_vlm import ChatModel
 
@@ -75,6 +77,31 @@ def test_answers_to_examples_are_scored_in_the_items_own_picture(monkeypatch: py
     scores: Any = evaluate(adapt.wrap(backbone, adapt.methods.ZeroShot()), items, workers=0)
     assert scores.merits.tolist() == [1, 1]
     assert [row["path"] for row in scores.rows()] == [item.path for item in items]
+    plain = load("emoji-boxes@fluent-3d").test
+    names = {item.path: item.label.name for item in plain}
+    assert [row["question"] for row in scores.rows()] == [
+        names[item.path] for item in items
+    ]  # by which AP groups boxes
+
+
+def test_another_picture_with_the_same_box_makes_another_data_set(tmp_path: Path) -> None:
+    split = load(f"examples:2:boxes:{_list(tmp_path, ROWS)}")
+    first, *rest = split.test
+    other = replace(first, paths=(first.path, first.paths[2], first.paths[1]))
+    assert replace(split, test=(other, *rest)).fingerprint != split.fingerprint
+
+
+def test_a_chat_is_written_with_its_pictures_in_its_own_order() -> None:
+    item = load("examples:1:emoji-boxes@fluent-3d").test[0]
+    assert row_of(item, "test", "")["images"] == [item.paths[1], item.paths[0]]
+
+
+def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
+    split = load(f"boxes:{_list(tmp_path, ROWS)}")
+    (tmp_path / "test-0.png").write_bytes(b"no picture")
+    model = adapt.wrap(adapt.load_backbone("mini-vlm", "cpu"), adapt.methods.ZeroShot())
+    with pytest.raises(AdaptError, match=r"test-0\.png"):
+        evaluate(model, split.test[:1], workers=0)
 
 
 @pytest.mark.parametrize(

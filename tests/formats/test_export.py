@@ -372,9 +372,13 @@ def test_a_graph_holds_only_what_images_pass_through(open_clip: Backbone) -> Non
 
 
 @by_turns("to", ["torch", "onnx"])
-@by_turns("kind", [AnoVL, PatchMemory])
-def test_maps_are_an_output(to: str, kind: type[Method], open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
-    model = adapt.wrap(open_clip, kind(), ["normal", "abnormal"])
+@pytest.mark.parametrize(
+    ("kind", "settings"), [(AnoVL, {}), (PatchMemory, {"metric": "euclidean"}), (PatchMemory, {"quantile": 0.1})]
+)
+def test_maps_are_an_output(
+    to: str, kind: type[Method], settings, open_clip: Backbone, images: Tensor, tmp_path
+) -> None:
+    model = adapt.wrap(open_clip, kind(**settings), ["normal", "abnormal"])
     if kind is PatchMemory:
         adapt.fit(model, load("emoji-product").train[:3], progress=False)
     logits, maps = model.logits_and_maps(images)

@@ -139,6 +139,9 @@ def test_a_quantile_compares_each_image_with_all_others() -> None:
     expected = near.sort(-1).values[:, : int(0.1 * 3 * 16) - 1].mean(-1).max()
     assert told["left_out"][items[0].kept_with] == pytest.approx(float(expected), abs=1e-6)
     assert any(line.startswith("farthest from the others: ") for line in PatchMemory.lines({"memory": told}))
+    for more in ({"coreset": 0.5}, {"megabytes": 1}, {"neighbours": 2}):
+        with pytest.raises(AdaptError, match="leave out coreset, megabytes and neighbours"):
+            PatchMemory(quantile=0.1, **more)
     with pytest.raises(AdaptError, match="as a coreset or a quantile leaves none out, and there are 0"):
         trained(4, quantile=0.1, false_alarms=0.5)
 

@@ -551,7 +551,8 @@ def row_of(item: Item, part: str, root: str, question: str = "") -> JsonObject:
         message if turn.learned else message | {"loss": False}
         for turn, message in zip(chat.turns, chat.messages(), strict=True)
     ]
-    images = [path.removeprefix(root).lstrip("/") for path in item.paths]
+    [paths] = item.task.images_of_chats(item, item.paths)
+    images = [path.removeprefix(root).lstrip("/") for path in paths]
     return {"messages": messages, "images": images, "split": part}
 
 
