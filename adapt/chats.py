@@ -90,7 +90,7 @@ class Chat:
         return replace(self, turns=(*self.turns[:place], turn, *self.turns[place + 1 :]))
 
     def after(self, examples: Iterable[Chat]) -> Chat:
-        """Return the conversation behind others, whose answers do not count as learned."""
+        """Return the conversation after others, whose answers do not count as learned."""
         earlier = [replace(turn, learned=False) for chat in examples for turn in chat.turns]
         return Chat((*earlier, *self.turns))
 

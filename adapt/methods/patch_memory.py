@@ -230,7 +230,7 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         found = own[..., :0]
         for some in memory.to(own).split(AT_ONCE):
             table = 1 - own @ some.T if self.config.metric == "cosine" else torch.cdist(own, some, compute_mode=mode)
-            found = torch.cat([found, table], -1)
+            found = torch.cat([found, table.topk(min(count, len(some)), largest=False).values], -1)
             found = found.topk(min(count, found.shape[-1]), largest=False).values
         distances = found.mean(-1).clamp_min(0) if self.config.metric == "cosine" else found.square().mean(-1).sqrt()
         return distances * foreground(patches) if self.config.mask == "object" else distances

@@ -56,13 +56,8 @@ class Boxes(Conversations):
         if isinstance(cells["boxes"], str):
             raise AdaptError(f"{where}: a column 'boxes' cannot hold boxes: write x0,y0,x1,y1, and read boxes:FILE")
         name, boxes, size, *examples = cast("Any", cells["boxes"])
-        return BoxLabel(
-            _asked(name, boxes).after(_asked(name, own) for own, _ in examples),
-            name,
-            tuple(boxes),
-            tuple(size),
-            tuple(examples),
-        )
+        chat = _asked(name, boxes).after(_asked(name, own) for own, _ in examples)
+        return BoxLabel(chat, name, tuple(boxes), tuple(size), tuple(examples))
 
     def facts(self, items: Sequence[Item]) -> Sequence[str]:
         counts = [len(label.boxes) for label in labels_of(items, BoxLabel)]
@@ -91,10 +86,8 @@ class Boxes(Conversations):
             text if boxes is None else plain_text(label.name, boxes)
             for text, label, boxes in zip(scores.predicted, labels, found, strict=True)
         ]
-        own = vars(scores) | {
-            "predicted": tuple(told),
-            "questions": tuple(label.thing or label.name for label in labels),
-        }
+        names = tuple(label.thing or label.name for label in labels)
+        own = vars(scores) | {"predicted": tuple(told), "questions": names}
         return BoxScores(**own, boxes=tuple(label.boxes for label in labels), found=tuple(found))
 
 
