@@ -128,7 +128,7 @@ def average(
         described.append({**settings, "answers": replace(model.answers, sets=None), "order": tuple(order)})
         tensors |= {f"members.{index}.{key}": tensor for key, tensor in model.method.state_dict().items()}
     made = build_for(AverageOfAdapters(members=described), first.backbone, first.class_names, tensors, "the average")
-    made.answers = Answers(logit_bias=0.0 if first.answers.several else None, pooling=first.answers.pooling)
+    made.answers = Answers(logit_bias=_mean_bias(members), pooling=first.answers.pooling)
     if any(model.watch is not None for _, model in members):
         logger.warning("the watches of adapters stay out of their average, as each is of its own training images")
     made.metadata = {"recipe": {"average": {"adapters": [name for name, _ in members]}}}
@@ -200,9 +200,8 @@ def _mixed(members: Sequence[_Member], mixture: Mixture) -> Model:
     # means with absolute weights: of the logit biases, if there are any, and of the temperatures' logarithms
     sizes = [abs(weight) for weight in mixture.weights]
     weights, answers = sizes if any(sizes) else None, [member.model.answers for member in members]
-    biases = [each.logit_bias for each in answers if each.logit_bias is not None]
-    bias = fmean(biases, weights) if biases else None  # all of them have one, or none has
     temperature = exp(fmean([log(each.temperature) for each in answers], weights))
+    bias = _mean_bias(members, weights)
     model.answers = replace(answers[0], logit_bias=bias, temperature=temperature, sets=None)
     ingredients = [
         {"adapter": name, "weight": weight} for (name, _), weight in zip(members, mixture.weights, strict=True)
@@ -210,6 +209,12 @@ def _mixed(members: Sequence[_Member], mixture: Mixture) -> Model:
     how = {"combination": mixture.combination, "density": mixture.density, "rank": mixture.rank, "seed": mixture.seed}
     model.metadata = {"recipe": {"soup": {**how, "ingredients": ingredients}}}
     return model.eval()
+
+
+def _mean_bias(members: Sequence[_Member], weights: Sequence[float] | None = None) -> float | None:
+    """Return the mean of the members' logit biases, which all of them have, or none."""
+    biases = [bias for _, model in members if (bias := model.answers.logit_bias) is not None]
+    return fmean(biases, weights) if biases else None
 
 
 def _mean(members: Sequence[_Member], rank: int | None) -> Model:

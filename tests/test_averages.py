@@ -125,6 +125,9 @@ def test_images_of_several_classes(open_clip: Backbone, images: Tensor, tmp_path
     assert back.answers.several
     assert close(back, expected, images)
     assert ((expected > 0.01) & (expected < 0.99)).any()
+    blended = [each.blended(0.0)(images) - each.answers.logit_bias for each in (back, models[0])]
+    torch.testing.assert_close(*blended)  # zero-shot alone
+    assert back.answers.logit_bias == -15.0
 
 
 def by_definition(models: Sequence[Any], images: Tensor, several: bool) -> Tensor:

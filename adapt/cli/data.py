@@ -131,8 +131,9 @@ def _tokens(items: Sequence[Item], name: str) -> tuple[str, list[Finding]]:
     Raises AdaptError for a model that has no conversations.
     """
     from adapt.data.checks import Finding, ListRow
+    from adapt.data.split import are_turned
 
-    model, task = _reading_model(None, name, "cpu"), tasks.of(items)
+    model, task = _reading_model(None, name, "cpu", are_turned(items)), tasks.of(items)
     if model.backbone.kind not in task.backbones:
         raise AdaptError(
             f"{name} is a {model.backbone.kind}, which reads no {task.items_are} as conversations: leave --backbone out"
@@ -300,7 +301,7 @@ def filter_by_perplexity(
     from adapt.evaluation.inference import Inference
 
     perplexity.check_ranked(split)
-    model = _reading_model(adapter, backbone, device)
+    model = _reading_model(adapter, backbone, device, split.turned)
     with counting_bar("reading", True) as bar:
         values = perplexity.perplexities(model, split.train, Inference(cache=False, progress=bar))
     kept = perplexity.lowest(values, keep)
@@ -430,14 +431,17 @@ def _written(
     names = [os.path.relpath(path, photos) for path in images_in(str(photos))]
     if not names:
         raise AdaptError(f"{photos} has no image: give a folder of images")
-    model = _reading_model(made["adapter"], made["backbone"], made["device"])
+    model = _reading_model(made["adapter"], made["backbone"], made["device"], turned=True)
     with counting_bar("writing", True) as bar:
         maker = kind(model, str(photos), tokens=made["tokens"], adapter=str(made["adapter"] or ""), **settings)
         return write_rows(out, names, maker, made["resume"], bar)
 
 
-def _reading_model(adapter: Path | None, name: str | None, device: str) -> ChatModel:
-    """Return a native vision-language model, with the adapter if one is given. Raises AdaptError for other models."""
+def _reading_model(adapter: Path | None, name: str | None, device: str, turned: bool) -> ChatModel:
+    """Return a native vision-language model, with the adapter if one is given, which then says how images are turned.
+
+    Raises AdaptError for other models.
+    """
     from adapt.backbones.load import load_backbone
     from adapt.models.base import is_native
     from adapt.models.unadapted import unadapted
@@ -445,7 +449,7 @@ def _reading_model(adapter: Path | None, name: str | None, device: str) -> ChatM
     if adapter is not None:
         model = common.load_adapter(adapter, name, device)
     elif name is not None:
-        model = unadapted(load_backbone(name, device))
+        model = unadapted(load_backbone(name, device).turning(turned))
     else:
         raise AdaptError("no model is given: give --backbone, --adapter, or both")
     if not is_native(model):

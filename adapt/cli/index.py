@@ -18,6 +18,7 @@ from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
 from adapt.common.progress import counting_bar
 from adapt.common.shown import brief, readable_bytes, shown
+from adapt.data.decoding.files import parted
 from adapt.data.readers.csv_file import read_pairs
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
 from adapt.data.readers.lines import numbered_lines
@@ -226,7 +227,7 @@ def _encoded(model: ImageModel, query: str, root: Path | None) -> Index:
 
 
 def _names_an_image(query: str) -> bool:
-    return query.lower().endswith(IMAGE_SUFFIXES)
+    return parted(query)[0].lower().endswith(IMAGE_SUFFIXES)
 
 
 def _lists_pairs(query: str) -> bool:

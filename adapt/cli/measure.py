@@ -176,11 +176,7 @@ def sets(
     found.check(LEVEL, model.settings_id, found.of_items, together)
     model.save(out)
     if "" in seen:
-        click.echo(
-            f"warning: a run that {adapter} is from is not here, so whether it has learned from these images cannot be "
-            "checked",
-            err=True,
-        )
+        _note_unknown(adapter, noun)
     ask = "--together " * together
     click.echo(f"{how} {found.images:,} {noun}: {found.promise(LEVEL, model.class_names)}")
     click.echo(
@@ -285,16 +281,23 @@ def note_learned(adapter: Path, split: Split, items: Sequence[Item]) -> None:
     from adapt.training.run import seen_images
 
     try:
-        seen = seen_images(adapter) if split.task.once_an_image else None
+        seen = seen_images(adapter) or {""} if split.task.once_an_image else set()
     except AdaptError as error:
         click.echo(f"warning: whether {shown(adapter)} was trained on these {split.noun} is unknown: {error}", err=True)
         return
-    if known := sum(not seen.isdisjoint(map(file_id, item.paths)) for item in items) if seen else 0:
+    if "" in seen:
+        _note_unknown(adapter, split.noun)
+    if known := sum(not seen.isdisjoint(map(file_id, item.paths)) for item in items) if seen - {""} else 0:
         click.echo(
             f"warning: {shown(adapter)} was trained on {known:,} of these {len(items):,} {split.noun}, or something "
             "was chosen on them, so that the figures say little about new ones",
             err=True,
         )
+
+
+def _note_unknown(adapter: Path, noun: str) -> None:
+    what = f"a run that {shown(adapter)} is from is not here, so whether it has learned from these {noun} is unknown"
+    click.echo(f"warning: {what}", err=True)
 
 
 def _other_classes(data: str, own: Sequence[str], adapter: Path, learned: Sequence[str]) -> str:

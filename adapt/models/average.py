@@ -55,7 +55,8 @@ class AverageConfig(MethodConfig):
 class AverageOfAdapters(Method[ImageStep], OwnClassifier, ChecksAdapter):
     """Several adapters of one backbone. The probability of a class is the mean of the members' probabilities.
 
-    The logits are the logarithms of the mean probabilities or, if an image can have several classes, their log-odds.
+    The logits are the logarithms of the mean probabilities or, if an image can have several classes, their log-odds
+    without the model's logit bias, which comes after a blend with zero-shot logits.
     Members that use features of the unedited backbone share one pass, and other members the blocks before the first one
     that they edit.
     """
@@ -118,4 +119,5 @@ class AverageOfAdapters(Method[ImageStep], OwnClassifier, ChecksAdapter):
     def logits(self, step: ImageStep) -> Tensor:
         step.members = self.by_member(step)
         mean = step.members.logsumexp(0) - math.log(len(step.members))
-        return mean[..., 0] - mean[..., 1] if step.model.answers.several else mean
+        bias = step.model.answers.logit_bias
+        return mean if bias is None else mean[..., 0] - mean[..., 1] - bias

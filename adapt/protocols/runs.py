@@ -33,11 +33,11 @@ from adapt.models.wrap import Model
 from adapt.recipe import DataSection, Recipe, build_recipe
 from adapt.recipe.file import read_file
 from adapt.tracking import Track
-from adapt.training.run_recipe import run_recipe
+from adapt.training.run_recipe import decodable, listed_data, run_recipe
 from adapt.training.start import check_can_start
 
 RETRIES = 2  # of a run whose process dies
-TARGETS = "targets.json"
+DATA, TARGETS = "data.json", "targets.json"  # what a run learned from and was tested on, and its figures on other data
 TEST_SET = "test_set"  # the hash of test images in a row, and the beginning of such names for targets
 Row = JsonObject  # run, shots, seed, train_set and, in [0, 1], figures by name
 
@@ -148,9 +148,18 @@ def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
     finished = (folder / "metrics.json").exists()
     if recipe is None or not alike(recipe, run.recipe) or (finished and not started.exists()):
         raise AdaptError(f"{folder} holds a run of another recipe: choose another --out")
+    here = recipe.model_copy(update={"device": run.recipe.device})
+    split, known = listed_data(here), folder / DATA
+    data = {"fingerprint": split.fingerprint, "class_names": [*split.class_names]}
     if not finished:
-        here = recipe.model_copy(update={"device": run.recipe.device})
-        run_recipe(here, folder, resume=started.is_file(), progress=False, track=track)
+        split = decodable(split, here, progress=False)
+        run_recipe(here, folder, resume=started.is_file(), progress=False, split=split, track=track)
+        write_json(known, data)
+    elif known.is_file() and stored.read(known, dict[str, object], "data of a finished run") != data:
+        raise AdaptError(
+            f"{recipe.data.source!r} has other images, labels or names of classes than when the run in {folder} was "
+            "made: delete that folder to train again, or choose another --out"
+        )
     kind = stored.Measured if run.recipe.data.classes == "all" else stored.Metrics
     metrics = stored.read(folder / "metrics.json", kind, "scores of a finished run")
     if "adapted" not in metrics:  # of a single class, each answer is right
@@ -208,8 +217,10 @@ def _known_targets(folder: Path) -> dict[str, dict[str, object]]:
 
 
 def _identity(target: Target) -> dict[str, object]:
-    """Return what figures of a target data set are kept under: its settings and images."""
-    return {"data": target.data.model_dump(mode="json"), "test_set": items_id(_images(target.data).test)}
+    """Return what figures of a target data set are kept under: its settings, images and names of classes."""
+    split = _images(target.data)
+    told: dict[str, object] = {"data": target.data.model_dump(mode="json"), "test_set": items_id(split.test)}
+    return told | {"class_names": [*split.class_names]}
 
 
 def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, object]]:

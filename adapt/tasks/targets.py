@@ -58,15 +58,19 @@ class Targets(Task):
         return Graded(optional(cells, "label"), number(cells["target"], where, "target"))
 
     def completed(self, labels: Sequence[Graded]) -> Sequence[Graded]:
-        """Return the labels with words; if any word is missing, all words are set by fifths of the range of numbers."""
-        if all(label.name for label in labels):
+        """Return the labels with words; if none has a word, words are set by fifths of the range of numbers."""
+        without = sum(not label.name for label in labels)
+        if not without:
             return labels
+        if without < len(labels):
+            raise AdaptError(f"{without:,} of {len(labels):,} targets have no label: give each a word, or none")
         values = [label.value for label in labels]
         low, high = min(values), max(values)
         if max(-low, high) > LARGEST:
             raise AdaptError(
                 f"the targets reach from {low:g} to {high:g}; expected at most {LARGEST:g} in size: scale them"
             )
+        logger.info("words are fifths of these targets, from %g to %g: %s", low, high, ", ".join(GRADES))
         width = (high - low) / len(GRADES) or 1.0
 
         def word(value: float) -> str:

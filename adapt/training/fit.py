@@ -14,6 +14,7 @@ import yaml
 
 from adapt import tasks
 from adapt.backbones.base import outside_inference_mode
+from adapt.common import plain
 from adapt.common.devices import described, keeping_rng
 from adapt.common.disk import write_csv
 from adapt.common.errors import AdaptError
@@ -122,7 +123,7 @@ def fit_plan(plan: TrainingPlan, run: Run | None, tracking: Sequence[Tracker] = 
     model, processes = plan.model, plan.processes
     training = Fitting(plan, run, progress and processes.main)
     if run is not None:
-        run.images = plan.train_id
+        run.data = f"{plan.train_id}\n{plain.dump(model.class_names)}"  # as the id does not depend on the names
     if isinstance(model, AdaptedModel):
         memory = model.text_memory if run is None else run.text_memory(model.text_memory)
         model.text_memory = processes.agreed(memory)

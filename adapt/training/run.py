@@ -82,7 +82,7 @@ class Run:
         self.recipe = recipe
         self.resume = resume
         self.writes = writes
-        self.images = ""  # the id of the training images, once they are known
+        self.data = ""  # the id of the training images and the names of classes, once they are known
 
     def __enter__(self) -> Self:
         if not self.writes:
@@ -131,14 +131,14 @@ class Run:
 
     def kept(self, name: str) -> Path:
         """Return the path `name`.json for a method's result. Raises AdaptError if the run itself uses this name."""
-        if name in ("metrics", "environment", "targets", "explanations", "tracking"):
+        if name in ("metrics", "environment", "data", "targets", "explanations", "tracking"):
             raise AdaptError(f"{name}.json is a file that the run itself writes: choose another name for the result")
         return self.path / f"{name}.json"
 
     @property
     def identity(self) -> str:
-        """The hash of the recipe and the training images, which must equal the hash in the checkpoint."""
-        return hashlib.sha256(f"{_of_any_device(self.recipe)}\n{self.images}".encode()).hexdigest()[:16]
+        """The hash of the recipe and the training data, which must equal the hash in the checkpoint."""
+        return hashlib.sha256(f"{_of_any_device(self.recipe)}\n{self.data}".encode()).hexdigest()[:16]
 
     def _begun(self) -> bool:
         """Return whether the directory contains the results, the log or a checkpoint of a run."""

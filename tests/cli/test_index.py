@@ -42,6 +42,10 @@ def test_search_finds_the_nearest(run, refused, captions: Path, photos: Path) ->
     cosines, places = index.nearest(features.detach(), 2)
     assert [each["entry"] for each in by_image["found"]] == [index.entries[place] for place in places[0]]
     assert [each["cosine"] for each in by_image["found"]] == pytest.approx(cosines[0].tolist(), abs=1e-5)
+    [region] = run("search", captions, f"{image}#xywh=1,2,5,4", "--top-k", 1, "--json").stdout.splitlines()
+    part = adapt.data.open_image(image).crop((1, 2, 6, 6))
+    cosines, _ = index.nearest(model.image_features(transform(part)[None]).detach(), 1)
+    assert json.loads(region)["found"][0]["cosine"] == pytest.approx(cosines.item(), abs=1e-5)
     refused(run("search", captions, f"{photos}/test"), "is a folder: give a text, or image files")
     plain = run("search", captions, "a lime tree", "--top-k", 1).stdout
     assert plain == "a lime tree\n   1.000  a lime tree\n"

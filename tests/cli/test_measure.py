@@ -36,6 +36,12 @@ def test_eval_warns_of_images_that_the_run_was_trained_on(run, adapter: Path, ph
     assert "warning" not in listed.stderr
 
 
+def test_eval_says_where_it_cannot_know(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
+    alone = shutil.copy(adapter, tmp_path / "alone.safetensors")
+    told = run("eval", alone, "--data", photos).stderr
+    assert told.startswith(f"warning: a run that {alone} is from is not here, so whether it has learned from these")
+
+
 def test_eval_goes_on_where_a_run_cannot_be_read(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
     own = shutil.copytree(adapter.parent, tmp_path / "run")
     (own / "seen_images.csv").write_bytes(b"image,path\ncaf\xe9.png,a\n")

@@ -202,6 +202,9 @@ def test_thousands_are_read_beside_decimal_commas_and_told_without(
     load(tmp_path / "b.csv")
     [message] = caplog.messages
     assert message.endswith("line 2: 1.271 is read as a number with decimals")
+    (tmp_path / "c.csv").write_text("path;target\n1.png;980\n2.png;0,125\n3.png;1,250\n")  # or one and a quarter
+    load(tmp_path / "c.csv")
+    assert caplog.messages[1].endswith("line 4: 1,250 is read as a number with decimals")
 
 
 def test_utf_16_without_a_mark_is_named(tmp_path: Path) -> None:
@@ -235,6 +238,8 @@ def test_what_is_unusual_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         (["fish|cod", "cat"], "'fish|cod' is one class. Call the column labels if it is several"),
         ([*map(str, range(20))], ""),
         ([*map(str, range(21))], "21 numbers are classes. Call the column target to learn numbers"),
+        (["cafe\u0301", "caf\xe9"], "the classes 'cafe\u0301' and 'caf\xe9' differ in invisible characters alone"),
+        (["big cat", "big\xa0cat"], "the classes 'big cat' and 'big\\xa0cat' differ in invisible characters alone"),
         (["NA", "Koala"], "'NA' is a class. Leave the cell empty if it stands for an unknown label"),
     ],
 )

@@ -255,6 +255,9 @@ def test_shards_at_a_web_address_are_downloaded_once(served: ThreadingHTTPServer
     assert len(served.asked) == 6  # type: ignore[attr-defined]
     load(address + "/{train,test}/{000..002}.tar")
     assert len(served.asked) == 6  # type: ignore[attr-defined]
+    for version in ("1.tar", "2.tar"):  # of the same name, which are other files
+        load(f"{address}/train/000.tar?version={version}")
+    assert len(served.asked) == 8  # type: ignore[attr-defined]
 
 
 def test_a_shard_that_ends_early_is_not_kept(served: ThreadingHTTPServer, shards: Path, tmp_path: Path) -> None:

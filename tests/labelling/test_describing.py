@@ -48,6 +48,26 @@ def test_captions_are_the_models_answers_and_are_read_as_pairs(folder: Path, mod
     assert written == rows
 
 
+def test_photographs_are_read_upright(tmp_path: Path) -> None:
+    """By a backbone without an adapter, which would say whether it learned from such."""
+    for name in ("upright", "lying"):
+        (tmp_path / name).mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number, item in enumerate(adapt.data.load("emoji-chats").test[:8]):
+        image = open_image(item)
+        image.save(tmp_path / f"upright/{number}.png")
+        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / f"lying/{number}.png", exif=exif)
+    captions = []
+    for name in ("upright", "lying"):
+        out = str(tmp_path / f"{name}.jsonl")
+        words = ["describe", str(tmp_path / name), "--backbone", "mini-vlm", "--tokens", "4", "--out", out]
+        assert CliRunner().invoke(main, ["data", *words]).exit_code == 0
+        captions.append([json.loads(line)["caption"] for line in Path(out).read_text().splitlines()])
+    assert captions[0] == captions[1]
+    assert len(set(captions[0])) > 1
+
+
 def test_a_resumed_file_is_that_of_one_run(folder: Path, model: ChatModel) -> None:
     maker = PairMaker(model, str(folder), seed=3, tokens=4)
     whole = folder / "whole.jsonl"

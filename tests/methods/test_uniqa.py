@@ -111,14 +111,21 @@ def csv(folder: Path, text: str) -> Split:
     return load(folder / "grades.csv")
 
 
-def test_a_csv_of_numbers_alone_has_five_words(tmp_path: Path) -> None:
-    split = csv(
-        tmp_path, "path,target,split\na.png,0,train\nb.png,4.9,train\nc.png,10,train\nd.png,2,val\ne.png,7,test\n"
-    )
+def test_a_csv_of_numbers_alone_has_five_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "adapt"):
+        split = csv(
+            tmp_path, "path,target,split\na.png,0,train\nb.png,4.9,train\nc.png,10,train\nd.png,2,val\ne.png,7,test\n"
+        )
+    assert caplog.messages == ["words are fifths of these targets, from 0 to 10: bad, poor, fair, good, perfect"]
     assert {item.path[-5:]: (item.label.name, item.label.value) for item in split.items()} == {
         "a.png": ("bad", 0.0), "b.png": ("fair", 4.9), "c.png": ("perfect", 10.0),
         "d.png": ("poor", 2.0), "e.png": ("good", 7.0),
     }  # fmt: skip
+
+
+def test_words_of_some_targets_alone_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match="1 of 3 targets have no label: give each a word, or none"):
+        csv(tmp_path, "path,target,label\na.png,0,low\nb.png,4.9,\nc.png,10,high\n")
 
 
 @pytest.mark.parametrize("number", ["", "much", "nan", "inf"])

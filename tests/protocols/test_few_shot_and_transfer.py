@@ -15,6 +15,7 @@ import pytest
 import torch
 from checks import by_hand, contents
 from PIL import Image
+from stopping import interrupt, stopped_at
 
 import adapt
 from adapt import AdaptError, methods
@@ -124,6 +125,38 @@ def test_runs_on_different_test_images_share_no_average(curve: Path, curve_recip
     (out / "shots-2-seed-5/metrics.json").write_text(json.dumps(metrics | {"test_set": "0" * 16}))
     with pytest.raises(AdaptError, match="shots-1-seed-4 and shots-2-seed-5 were measured on different test images"):
         run_protocol(protocols.few_shot(curve_recipe, (1, 2), SEEDS), out)
+
+
+def test_a_finished_run_of_other_data_is_not_read(curve_recipe: Recipe, five_classes: Path, tmp_path: Path) -> None:
+    photos = Path(shutil.copytree(five_classes, tmp_path / "photos"))
+    data = curve_recipe.data.model_copy(update={"source": str(photos)})
+    few_shot = protocols.few_shot(curve_recipe.model_copy(update={"data": data}), (1,), SEEDS[:1])
+    found = run_protocol(few_shot, tmp_path / "out")
+    assert run_protocol(few_shot, tmp_path / "out") == found
+    changes = [(path, path.with_name("other")) for path in (photos / "train/sky", photos / "test/sky")]
+    for path, other in changes:
+        path.rename(other)
+    with pytest.raises(AdaptError, match="photos' has other images, labels or names of classes than when the run in"):
+        run_protocol(few_shot, tmp_path / "out")
+    for path, other in changes:
+        other.rename(path)
+    next((photos / "test/sky").iterdir()).unlink()
+    with pytest.raises(AdaptError, match="delete that folder to train again"):
+        run_protocol(few_shot, tmp_path / "out")
+
+
+def test_an_interrupted_run_goes_on_with_the_same_names_alone(
+    curve_recipe: Recipe, five_classes: Path, tmp_path: Path
+) -> None:
+    photos = Path(shutil.copytree(five_classes, tmp_path / "photos"))
+    data = curve_recipe.data.model_copy(update={"source": str(photos)})
+    few_shot = protocols.few_shot(curve_recipe.model_copy(update={"data": data}), (2,), SEEDS[:1])
+    with stopped_at(4, interrupt):
+        run_protocol(few_shot, tmp_path / "out")
+    for part in ("train", "test"):
+        (photos / part / "sky").rename(photos / part / "toy")
+    with pytest.raises(AdaptError, match="another recipe, or to other images or names of classes"):
+        run_protocol(few_shot, tmp_path / "out")
 
 
 def test_a_finished_run_without_its_recipe_is_of_no_recipe(curve: Path, curve_recipe: Recipe, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_other_images_under_the_same_names_are_another_run(train, tiny_split, ou
         train(out=out)
     first, *_, last = (Path(item.path) for item in tiny_split.train)
     first.write_bytes(last.read_bytes())
-    with pytest.raises(AdaptError, match="belongs to another recipe or other images"):
+    with pytest.raises(AdaptError, match="belongs to another recipe, or to other images"):
         train(out=out, resume=True)
 
 

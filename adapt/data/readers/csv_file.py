@@ -6,6 +6,7 @@ import csv
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ _NUMBERS = frozenset(("target", "overlap", *_BOX))
 _MISSING = frozenset(("na", "n/a", "#n/a", "nan", "null"))  # as programs write an empty cell
 _MANY = 20  # numbers above which a column of labels seems to hold measurements
 _NUMBER, _FRACTION = re.compile(r"[+-]?\d*[.,]?\d+"), re.compile(r"[+-]?\d*[.,]\d*[1-9]\d*")
-_DECIMAL_COMMA, _THOUSANDS = re.compile(r"\s*[+-]?[\d.]*\d,\d+\s*"), re.compile(r"\s*[+-]?\d{1,3}\.\d{3}\s*")
+_DECIMAL_COMMA, _THOUSANDS = re.compile(r"\s*[+-]?[\d.]*\d,\d+\s*"), re.compile(r"\s*[+-]?[1-9]\d{0,2}[.,]\d{3}\s*")
 OTHER_WORDS = {  # column names in other tables
     **dict.fromkeys(IMAGE, "path"),
     **dict.fromkeys(("class", "class_name", "category"), "label"),
@@ -131,8 +132,9 @@ def _check_names(split: Split, where: str) -> None:
             logger.warning("%s: %s are classes. Call the column target to learn numbers", where, which)
     spelt: dict[str, str] = {}
     for name in names:
-        if (other := spelt.setdefault(name.casefold(), name)) != name:
-            logger.warning("%s: the classes %r and %r differ in capitals alone", where, other, name)
+        if (other := spelt.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)) != name:
+            what = "capitals" if other.casefold() == name.casefold() else "invisible characters"
+            logger.warning("%s: the classes %r and %r differ in %s alone", where, other, name, what)
         if name.casefold() in _MISSING:
             logger.warning("%s: %r is a class. Leave the cell empty if it stands for an unknown label", where, name)
 
@@ -217,11 +219,11 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[s
     for record in reader:
         record.pop(IGNORED, None)
         for column in numbers:  # of a spreadsheet, which may write decimal commas
-            if _DECIMAL_COMMA.fullmatch(cell := record[column] or ""):
-                record[column] = cell.replace(".", "").replace(",", ".")
-            elif _THOUSANDS.fullmatch(cell) and not noted:
+            if _THOUSANDS.fullmatch(cell := record[column] or "") and not noted:
                 noted = True
                 logger.warning("%s line %d: %s is read as a number with decimals", where, reader.line_num, cell)
+            if _DECIMAL_COMMA.fullmatch(cell):
+                record[column] = cell.replace(".", "").replace(",", ".")
         try:
             line = f"{where} line {reader.line_num}"
             row = row_of(_cells(record, line), task, folder, line)

@@ -39,8 +39,8 @@ def read_examples(spec: str, root: str | None = None) -> Split:
     every = list(split.items())
     if "boxes" not in kind_of(every).needs:
         raise AdaptError(f"data {source!r} are {kind_of(every).items_are}; examples are of boxes: give boxes:FILE")
-    train = _after_examples(split.train, int(number), named=0.5)
-    val, test = (_after_examples(items, int(number), named=0) for items in (split.val, split.test))
+    named = {"train": 0.5, "val": 0, "test": 0}
+    train, val, test = (_after_examples(part, getattr(split, part), int(number), each) for part, each in named.items())
     if not train and not test:
         raise AdaptError(f"data {source!r}: fewer than {number} other pictures show each thing: ask for fewer examples")
     if left_out := len(every) - len(train) - len(val) - len(test):
@@ -48,7 +48,7 @@ def read_examples(spec: str, root: str | None = None) -> Split:
     return replace(split, name=f"examples-{number}-{split.name}", train=train, val=val, test=test)
 
 
-def _after_examples(items: tuple[Item, ...], count: int, named: float) -> tuple[Item, ...]:
+def _after_examples(part: str, items: tuple[Item, ...], count: int, named: float) -> tuple[Item, ...]:
     """Return the questions of a part that have `count` examples, each after its own; a share keep their names."""
     labels: list[Any] = [item.label for item in items]
     shown = grouped((label.name, (item.path, label)) for item, label in zip(items, labels) if label.boxes)
@@ -57,7 +57,7 @@ def _after_examples(items: tuple[Item, ...], count: int, named: float) -> tuple[
         others = [(path, other) for path, other in shown.get(label.name, ()) if path != item.path]
         if len(others) < count:
             continue
-        draws = Random(place)
+        draws = Random(f"{part}/{place}")  # no part invents the names of another
         paths, examples = zip(*draws.sample(others, count), strict=True)
         known = ((other.boxes, other.size) for other in examples)
         unknown = "".join(draws.choice("bdfgklmnprstvz") + draws.choice("aeiou") for _ in range(3))
