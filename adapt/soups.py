@@ -201,8 +201,7 @@ def _mixed(members: Sequence[_Member], mixture: Mixture) -> Model:
     sizes = [abs(weight) for weight in mixture.weights]
     weights, answers = sizes if any(sizes) else None, [member.model.answers for member in members]
     temperature = exp(fmean([log(each.temperature) for each in answers], weights))
-    bias = _mean_bias(members, weights)
-    model.answers = replace(answers[0], logit_bias=bias, temperature=temperature, sets=None)
+    model.answers = replace(answers[0], logit_bias=_mean_bias(members, weights), temperature=temperature, sets=None)
     ingredients = [
         {"adapter": name, "weight": weight} for (name, _), weight in zip(members, mixture.weights, strict=True)
     ]

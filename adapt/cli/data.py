@@ -244,10 +244,8 @@ def match(
 
     The CSV has one row per pair, with the columns path and text. Paths are relative to the root folder of the data.
     """
-    check_free(out, "file")
-    split, descriptors = load(source, _root(folder, root)), read_descriptors(texts)
+    split, descriptors = _to_list(source, _root(folder, root), out), read_descriptors(texts)
     split.check_classes()
-    _check_files(split)
     items = [item for item in getattr(split, part) if item.path]
     if not items:
         raise AdaptError(f"{shown(split.name)} has no {part} images: choose another --part")
@@ -293,9 +291,7 @@ def filter_by_perplexity(
     Example:
       adapt data filter mine.json --backbone mini-vlm --keep 0.8 --out kept.jsonl
     """
-    check_free(out, "file")
-    split = load(source, _root(folder, root))
-    _check_files(split)
+    split = _to_list(source, _root(folder, root), out)
     from adapt.data.readers.chats_file import row_of
     from adapt.evaluation import perplexity
     from adapt.evaluation.inference import Inference
@@ -347,9 +343,7 @@ def retrieve(
     from adapt.retrieval.index import load_index
     from adapt.retrieval.passages import Retriever
 
-    check_free(out, "file")
-    split = load(source, _root(folder, root))
-    _check_files(split)
+    split = _to_list(source, _root(folder, root), out)
     with counting_bar("searching", True) as bar:
         rows = Retriever(load_index(index), device).rows(split, k, right, seed, bar)
     write_text(out, "".join(f"{plain.dump(row)}\n" for row in rows))
@@ -438,10 +432,7 @@ def _written(
 
 
 def _reading_model(adapter: Path | None, name: str | None, device: str, turned: bool) -> ChatModel:
-    """Return a native vision-language model, with the adapter if one is given, which then says how images are turned.
-
-    Raises AdaptError for other models.
-    """
+    """Return a native model, with the adapter if given, which replaces `turned`. Raises AdaptError for other models."""
     from adapt.backbones.load import load_backbone
     from adapt.models.base import is_native
     from adapt.models.unadapted import unadapted
@@ -460,10 +451,13 @@ def _reading_model(adapter: Path | None, name: str | None, device: str, turned: 
     return model
 
 
-def _check_files(split: Split) -> None:
-    """Raise AdaptError if images of a data set are not files in a folder, so that a list could not name them."""
+def _to_list(source: str, root: str | None, out: Path) -> Split:
+    """Return data for a list in the new file `out`. Raises AdaptError if images are no files, so that it names none."""
+    check_free(out, "file")
+    split = load(source, root)
     if not Path(split.root).is_dir():
         raise AdaptError(
             f"the images of {shown(split.name)} are not files in a folder, so a list cannot contain their paths: give "
             "a data set of image files"
         )
+    return split

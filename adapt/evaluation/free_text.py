@@ -2,7 +2,8 @@
 
 Sources: token F1 and normalisation as in SQuAD (Rajpurkar et al., EMNLP 2016), ANLS as in ST-VQA (Biten et al., ICCV
 2019), numbers within 5 % as ChartQA's relaxed accuracy (Masry et al., Findings of ACL 2022). With one right answer for
-each question, VQA accuracy is the normalised match.
+each question, VQA accuracy is the normalised match. SQuAD's normalisation makes 15 of 1.5, and nothing of the answer A:
+here, numbers keep what stands in them or before them, and an answer of articles alone its articles.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ if TYPE_CHECKING:
 
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_MARKS = str.maketrans("", "", string.punctuation)
+_MARKS = re.compile(rf"((?<=\d)[.:/](?=\d)|(?<![\w.])[-.](?=\d))|[{re.escape(string.punctuation)}]")
 LEAST_SIMILARITY = 0.5  # below it, ANLS counts an answer as wrong
 TOLERANCE = 0.05  # of numbers, relative
 
 
 def normalised(answer: str) -> str:
-    """Return an answer in lower case, without punctuation, articles and repeated spaces."""
-    return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_MARKS)).split())
+    """Return an answer in lower case, without articles, repeated spaces, and punctuation but that of numbers."""
+    plain = _MARKS.sub(r"\1", answer.lower())
+    return " ".join(_ARTICLES.sub(" ", plain).split() or plain.split())
 
 
 def token_f1(predicted: str, actual: str) -> float:

@@ -57,6 +57,7 @@ def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
     app.add_middleware(Guard, hosts=("localhost",), token=None)
     app.add_route("/", page("label.html"), include_in_schema=False)
 
+    @app.get("/state")
     def state() -> State:
         return State(
             classes=labelling.data.class_names,
@@ -78,10 +79,6 @@ def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
     @app.exception_handler(AdaptError)
     async def mistake(request: Request, error: AdaptError) -> Response:
         return problem(request.url.path, str(error), 422)
-
-    @app.get("/state")
-    def get_state() -> State:
-        return state()
 
     @app.get("/picture")
     def picture(path: Annotated[str, Query()]) -> Response:

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from adapt.backbones.base import ImageEncoder
 from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep, Method, MethodConfig, Terms, Training
+from adapt.methods.base.method import gradient_times
 from adapt.methods.base.traits import ChoosesOnValidation, OwnClassifier
-from adapt.methods.mma import GradientTimes
 
 RATES = tuple(digit * 10.0**power for power in range(-5, -1) for digit in (1, 2, 5)) + (0.1,)
 STD = 0.01  # of the weights at the start
@@ -164,7 +164,7 @@ class _Heads(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits `(r, b, n_classes)` of inputs `(b, d)`."""
-        weight, bias = (GradientTimes.apply(each, self._rates) for each in (self.weight, self.bias))
+        weight, bias = (gradient_times(each, self._rates) for each in (self.weight, self.bias))
         return torch.baddbmm(bias, x.to(weight.dtype).expand(len(weight), -1, -1), weight.transpose(1, 2))
 
     def alone(self, number: int) -> _Heads:

@@ -8,9 +8,7 @@ Deviations: adapters are fp32 whatever the backbone's precision.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -19,6 +17,7 @@ from adapt.backbones.tower import Tower
 from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Parallel
 from adapt.methods.base import Context, ImageStep, Method
+from adapt.methods.base.method import gradient_times
 from adapt.methods.zero_shot import TemplateConfig
 
 _TOWERS = {"text": "text_adapter", "vision": "visual_adapter"}  # the names in the reference
@@ -85,19 +84,6 @@ class _Adapter(nn.Module):
         self.down, self.shared, self.up, self.scale = down, shared, up, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        scaled = GradientTimes.apply(x.to(next(self.parameters()).dtype), self.scale)
+        scaled = gradient_times(x.to(next(self.parameters()).dtype), self.scale)
         change = self.up(self.shared(self.down(scaled)))
-        return (self.scale * GradientTimes.apply(change, 1 / self.scale)).to(x.dtype)
-
-
-class GradientTimes(torch.autograd.Function):
-    """An identity function that multiplies the gradient by a factor, a number or a tensor, in the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float | Tensor) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.factor * gradient, None
+        return (self.scale * gradient_times(change, 1 / self.scale)).to(x.dtype)

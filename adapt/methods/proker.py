@@ -96,7 +96,8 @@ class ProKeR(Method[ImageStep], Grid):
             texts = doubled(training.classifier.class_features())
         rows = doubled(self.x)
         remainder = F.one_hot(labels, len(texts)).to(rows) - rows @ texts.T
-        return _Regression.of(self._kernel(rows, rows), remainder)
+        values, vectors = torch.linalg.eigh(self._kernel(rows, rows))
+        return _Regression(values, vectors, vectors.T @ remainder)
 
     def _kernel(self, features: Tensor, rows: Tensor) -> Tensor:
         """Return the similarities `(b, s)` of unit-length features `(b, e)` and `rows` `(s, e)`."""
@@ -113,11 +114,6 @@ class _Regression(NamedTuple):
     values: Tensor  # (s,)
     vectors: Tensor  # (s, s)
     targets: Tensor  # (s, n_classes), in the basis of the eigenvectors
-
-    @classmethod
-    def of(cls, kernel: Tensor, targets: Tensor) -> _Regression:
-        values, vectors = torch.linalg.eigh(kernel)
-        return cls(values, vectors, vectors.T @ targets)
 
     def weights(self, strength: float) -> Tensor:
         """Return the weights `(s, n_classes)` of the rows, `(K / strength + I)^-1` times the targets."""

@@ -59,7 +59,13 @@ class ImageModel(Adapted[E]):
     ) -> None:
         super().__init__(backbone, method, class_names, checkpointing=checkpointing)
         self.fast = fast
-        self.vision_path = "plain" if _against_fast_vision(backbone, fast) else "fast"
+        reason = "the fast path is switched off" if fast is False else vision.reason_against(backbone)
+        if fast is True and reason is not None and "vision" in backbone.towers:
+            raise AdaptError(
+                f"fast=True, but the vision tower of {backbone.describe()} cannot use the fast path ({reason}): leave "
+                "fast out"
+            )
+        self.vision_path = "fast" if reason is None else "plain"
 
     def class_features(self, image_features: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
         """Return unit-length features of the classes `(n_classes, e)`, with which image features are compared."""
@@ -461,14 +467,3 @@ class ImageModel(Adapted[E]):
                 f"this {self.method.name} has no class names: give class names by --classes, or "
                 "by class_names of adapt.load"
             )
-
-
-def _against_fast_vision(backbone: ImageEncoder, fast: bool | None) -> str | None:
-    """Return the reason why the fast path cannot encode images, or None if there is no reason."""
-    reason = "the fast path is switched off" if fast is False else vision.reason_against(backbone)
-    if fast is True and reason is not None and "vision" in backbone.towers:
-        raise AdaptError(
-            f"fast=True, but the vision tower of {backbone.describe()} cannot use the fast path ({reason}): leave fast "
-            "out"
-        )
-    return reason

@@ -66,8 +66,9 @@ def read_run(path: Path) -> PlainRun:
 
 
 def pooled(runs: Sequence[PlainRun]) -> list[list[PlainRun]]:
-    """Return groups of runs that differ only by seed, ordered by the first run of each group."""
-    return list(grouped((repr(sorted(plain.leaves(run.recipe | {"seed": None}))), run) for run in runs).values())
+    """Return groups of runs on equal test images that differ only by seed, ordered by the first run of each group."""
+    keys = ((repr(sorted(plain.leaves(run.recipe | {"seed": None}))), run.metrics.get("test_set")) for run in runs)
+    return list(grouped(zip(keys, runs)).values())
 
 
 def plain_table(runs: Sequence[PlainRun]) -> list[list[str]]:

@@ -218,9 +218,8 @@ def _known_targets(folder: Path) -> dict[str, dict[str, object]]:
 
 def _identity(target: Target) -> dict[str, object]:
     """Return what figures of a target data set are kept under: its settings, images and names of classes."""
-    split = _images(target.data)
-    told: dict[str, object] = {"data": target.data.model_dump(mode="json"), "test_set": items_id(split.test)}
-    return told | {"class_names": [*split.class_names]}
+    split, data = _images(target.data), target.data.model_dump(mode="json")
+    return {"data": data, "test_set": items_id(split.test), "class_names": [*split.class_names]}
 
 
 def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, object]]:

@@ -159,11 +159,6 @@ class ChatRequest(Message):
         return self.most or _ANSWER
 
     @property
-    def stops(self) -> tuple[str, ...]:
-        """The texts before which an answer ends."""
-        return tuple(filter(None, self.stop))
-
-    @property
     def choosing(self) -> Choosing:
         """How each token is chosen."""
         temperature = 0 if self.temperature < _COLDEST else self.temperature
@@ -412,7 +407,7 @@ class ChatCompletions:
                 with suppress(RuntimeError):  # of a closed loop: the server has ended
                     loop.call_soon_threadsafe(deltas.put_nowait, delta)
 
-            question = Question(model, chat, images, most, asked.stops, asked.choosing, put)
+            question = Question(model, chat, images, most, tuple(filter(None, asked.stop)), asked.choosing, put)
             tokens, finish = 0, None
             try:
                 self.talker.ask(question)

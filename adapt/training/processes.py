@@ -27,6 +27,7 @@ from adapt.common.devices import is_launched, rng_states, set_rng_states
 from adapt.common.errors import AdaptError
 from adapt.data.item import Item
 from adapt.methods.base import Method
+from adapt.methods.base.method import gradient_times
 from adapt.methods.base.traits import OwnTerms
 from adapt.models.base import Adapted
 from adapt.models.features import keeps_features, of_texts
@@ -74,8 +75,7 @@ class Processes:
         from accelerate.utils import gather
 
         rows = gather(own.detach().contiguous()).split(len(own))
-        if own.requires_grad:
-            own = _times(own, self.count)
+        own = gradient_times(own, self.count)
         return torch.cat([*rows[: self.number], own, *rows[self.number + 1 :]])[:size]
 
     def combine(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -215,10 +215,3 @@ def _knows(kind: type, member: str, *about: str) -> bool:
     """Return whether `member` may speak for the members `about`: no subclass has replaced one of them since."""
     defined = {name: next(n for n, each in enumerate(kind.__mro__) if name in vars(each)) for name in (member, *about)}
     return all(defined[member] <= defined[name] for name in about)
-
-
-def _times(x: Tensor, factor: int) -> Tensor:
-    """Return `x`, with its gradient multiplied by `factor`."""
-    same = x.view_as(x)
-    same.register_hook(lambda gradient: factor * gradient)
-    return same

@@ -18,7 +18,7 @@ from adapt.evaluation.free_text import WordScores, normalised, relaxed, similari
         ("1,040", "1000", 0.0, 0.6, True),
         ("1051", "1000", 0.0, 0.5, False),
         ("12%", "12", 1.0, 2 / 3, True),
-        ("minus 3", "-3", 2 / 3, 0.0, False),
+        ("minus 3", "-3", 0.0, 0.0, False),
     ],
 )
 def test_one_answer(predicted: str, actual: str, f1: float, alike: float, within: bool) -> None:
@@ -29,6 +29,10 @@ def test_one_answer(predicted: str, actual: str, f1: float, alike: float, within
 
 def test_normalisation() -> None:
     assert normalised("  The  Dog's,  an APPLE; a  cat? ") == "dogs apple cat"
+    numbers = ["1.5", "15", "-5", "5", "3/4", "34", "10:30", "1030", ".5", "05"]
+    assert [normalised(f"The {number}.") for number in numbers] == numbers  # all of them different answers
+    assert normalised("1,000 km") == normalised("1000 km.")
+    assert [normalised(answer) for answer in ("A", "(a)", "the", "")] == ["a", "a", "the", ""]
 
 
 def test_figures() -> None:

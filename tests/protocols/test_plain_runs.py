@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from adapt.cli import main
-from adapt.protocols.plain_runs import plain_table, pooled, read_run, titles
+from adapt.protocols.plain_runs import PlainRun, plain_table, pooled, read_run, titles
 
 
 def run(*arguments: object) -> Result:
@@ -54,6 +54,11 @@ def test_settings_that_are_as_usual_name_no_run() -> None:
     usual = {"method": {"name": "gda"}, "data": {"source": "a", "root": None, "broken": "refuse"}, "quantize": None}
     other = usual | {"data": {"source": "a", "root": "b", "broken": "skip"}, "quantize": "int8"}
     assert titles([usual, other]) == ["gda", "gda (data.root=b, data.broken=skip, quantize=int8)"]
+
+
+def test_runs_on_other_test_images_share_no_mean() -> None:
+    one, other, again = (PlainRun(Path(name), {"seed": name}, {"test_set": name[0]}) for name in ("a1", "b1", "a2"))
+    assert pooled([one, other, again]) == [[one, again], [other]]
 
 
 @pytest.mark.full

@@ -275,3 +275,11 @@ class LearnsAside(HoldsAside):
 
     def training_state(self) -> dict[str, Tensor]:
         return self.aside.state_dict()
+
+
+def gradient_times(x: Tensor, factor: float | Tensor) -> Tensor:
+    """Return `x`, whose gradient is multiplied by `factor` in the backward pass."""
+    if x.requires_grad:
+        x = x.view_as(x)
+        x.register_hook(lambda gradient: factor * gradient)
+    return x
