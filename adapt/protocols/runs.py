@@ -146,7 +146,7 @@ def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
     started = folder / "recipe.yaml"
     recipe = recipe_in(started) if started.is_file() else run.recipe
     finished = (folder / "metrics.json").exists()
-    if recipe is None or not alike(recipe, run.recipe) or (finished and not started.exists()):
+    if recipe is None or not alike(recipe, run.recipe, run.after is not None) or (finished and not started.exists()):
         raise AdaptError(f"{folder} holds a run of another recipe: choose another --out")
     here = recipe.model_copy(update={"device": run.recipe.device})
     split, known = listed_data(here), folder / DATA
@@ -194,9 +194,9 @@ def recipe_in(file: Path, settings: JsonObject | None = None) -> Recipe | None:
         return None
 
 
-def alike(one: Recipe, other: Recipe) -> bool:
-    """Return whether two recipes are equal but for `device` and `start`, the keys in which equal runs may differ."""
-    free = {"start": None, "device": AUTO}
+def alike(one: Recipe, other: Recipe, any_start: bool = False) -> bool:
+    """Return whether two recipes are equal but for `device`, and for `start` too with `any_start`."""
+    free = {"device": AUTO} | ({"start": None} if any_start else {})
     return one.model_copy(update=free) == other.model_copy(update=free)
 
 

@@ -127,6 +127,16 @@ def test_runs_on_different_test_images_share_no_average(curve: Path, curve_recip
         run_protocol(protocols.few_shot(curve_recipe, (1, 2), SEEDS), out)
 
 
+def test_a_run_from_another_start_is_not_read(curve: Path, curve_recipe: Recipe, tmp_path: Path) -> None:
+    other = curve_recipe.model_copy(update={"start": str(curve / "shots-1-seed-5")})
+    out = Path(shutil.copytree(curve, tmp_path / "copy"))
+    with pytest.raises(AdaptError, match="holds results of another recipe"):
+        run_protocol(protocols.few_shot(other, (1, 2), SEEDS), out)
+    (out / "few_shot.json").unlink()
+    with pytest.raises(AdaptError, match="shots-1-seed-4 holds a run of another recipe"):
+        run_protocol(protocols.few_shot(other, (1, 2), SEEDS), out)
+
+
 def test_a_finished_run_of_other_data_is_not_read(curve_recipe: Recipe, five_classes: Path, tmp_path: Path) -> None:
     photos = Path(shutil.copytree(five_classes, tmp_path / "photos"))
     data = curve_recipe.data.model_copy(update={"source": str(photos)})
