@@ -129,8 +129,6 @@ def average(
         tensors |= {f"members.{index}.{key}": tensor for key, tensor in model.method.state_dict().items()}
     made = build_for(AverageOfAdapters(members=described), first.backbone, first.class_names, tensors, "the average")
     made.answers = Answers(logit_bias=_mean_bias(members), pooling=first.answers.pooling)
-    if any(model.watch is not None for _, model in members):
-        logger.warning("the watches of adapters stay out of their average, as each is of its own training images")
     made.metadata = {"recipe": {"average": {"adapters": [name for name, _ in members]}}}
     return made.eval()
 
@@ -168,6 +166,8 @@ def _loaded(what: str, least: int, adapters: Sequence[str | Path | Model], *othe
     for name, model in members:
         if isinstance(model.method, AverageOfAdapters):
             raise AdaptError(f"{name} is an average of several adapters already: give its members")
+        if model.watch is not None or model.answers.sets is not None:
+            logger.warning("the watch and the calibrated sets of %s stay out of the %s, another model", name, what)
     return members
 
 

@@ -20,6 +20,7 @@ import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, methods
 from adapt.data import Split
 from adapt.evaluation.evaluate import evaluate
+from adapt.evaluation.sets import calibrated
 from adapt.formats import peft_layout
 from adapt.tasks.labels import Several
 
@@ -185,6 +186,14 @@ def test_a_greedy_soup_for_images_of_several_classes_goes_by_map(open_clip: Back
     found = evaluate(soup, items).figures()["mean_average_precision"]
     assert soup.metadata["metrics"]["val"] == {"mean_average_precision": pytest.approx(found), "images": len(items)}
     assert found >= best
+
+
+def test_what_stays_out_is_told(open_clip: Backbone, tiny_split: Split, caplog: pytest.LogCaptureFixture) -> None:
+    made = members(open_clip, methods.CoOp, n_ctx=2)
+    made[1].answers = replace(made[1].answers, sets=calibrated(made[1], 4 * tiny_split.test))
+    assert adapt.soup(made).answers.sets is adapt.average(made).answers.sets is None
+    told = "the watch and the calibrated sets of model 2 stay out of the"
+    assert caplog.messages == [f"{told} soup, another model", f"{told} average, another model"]
 
 
 def test_what_cannot_go_into_one_pot(open_clip: Backbone, hf_clip: Backbone) -> None:

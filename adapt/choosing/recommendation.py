@@ -367,11 +367,12 @@ def recommend(
 
 
 def _folder_of_folds(folder: Path, encoders: Iterable[ImageEncoder], split: Split, resume: bool) -> Path:
-    """Return the folder of finished folds. Raises AdaptError if those to `resume` are of other images or backbones."""
-    content = "-".join(blake2b(encoder.content().encode(), digest_size=8).hexdigest() for encoder in encoders)
-    kept = folder / FOLDS / f"{content}-{items_id([*split.items(), *split.unlabelled])}"
+    """Return the folder of finished folds. Raises AdaptError if those to `resume` are of other data or backbones."""
+    data = [items_id([*split.items(), *split.unlabelled]), *split.class_names]
+    told = "\n".join([*data, *(encoder.content() for encoder in encoders)])
+    kept = folder / FOLDS / blake2b(told.encode(), digest_size=16).hexdigest()
     if resume and not kept.exists() and any(kept.parent.iterdir()):
-        raise AdaptError(f"{folder} compares methods on other images, or on another backbone: choose another --out")
+        raise AdaptError(f"{folder} compares methods on other data, or on another backbone: choose another --out")
     return kept
 
 

@@ -6,7 +6,7 @@ import csv
 import json
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -269,16 +269,28 @@ def test_an_interrupted_comparison_goes_on_exactly(tmp_path: Path, monkeypatch: 
         assert (refused.exit_code, "has no interrupted comparison to resume" in refused.stderr) == (2, True)
 
 
-def test_folds_of_other_images_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _draw_over(photos: Path) -> None:
+    Image.new("RGB", (40, 40), (1, 2, 3)).save(photos / "train/a/0.png")
+
+
+def _rename(photos: Path) -> None:
+    for part in photos.iterdir():
+        (part / "b").rename(part / "c")
+
+
+@pytest.mark.parametrize("change", [_draw_over, _rename])
+def test_folds_of_other_data_are_not_taken(
+    change: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photos, out = _painted(tmp_path / "photos", a=4, b=4), tmp_path / "out"
     asked = (photos, "--backbone", "mini-clip", "--folds", 2, "--out", out, "--quiet")
     with _watched(monkeypatch, most=2):
         assert run(*asked).exit_code == 130
-    Image.new("RGB", (40, 40), (1, 2, 3)).save(photos / "train/a/0.png")
+    change(photos)
     with _watched(monkeypatch) as seen:
         refused = run(*asked, "--resume")
     assert (refused.exit_code, seen) == (2, [])
-    assert "compares methods on other images, or on another backbone: choose another --out" in refused.stderr
+    assert "compares methods on other data, or on another backbone: choose another --out" in refused.stderr
 
 
 @pytest.mark.full
