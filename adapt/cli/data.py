@@ -109,7 +109,7 @@ def check(
     contents = f"{classes:,} class{'es' * (classes > 1)}; images" if classes else what
     click.echo(f"{shown(split.name)}: {contents}: {sizes}")
     facts = [*split.task.facts(items)] if items else []
-    line_of_tokens, too_long = ("", []) if backbone is None or not items else _tokens(items, backbone)
+    line_of_tokens, too_long = ("", []) if backbone is None or not items else _tokens(items, backbone, split.turned)
     for line in [*facts, line_of_tokens] if line_of_tokens else facts:
         click.echo(f"  {line}")
     check_root(split)
@@ -125,15 +125,14 @@ def check(
         sys.exit(2)
 
 
-def _tokens(items: Sequence[Item], name: str) -> tuple[str, list[Finding]]:
+def _tokens(items: Sequence[Item], name: str, turned: bool) -> tuple[str, list[Finding]]:
     """Return a line about the tokens that items take as conversations, and a finding that lists those too long.
 
     Raises AdaptError for a model that has no conversations.
     """
     from adapt.data.checks import Finding, ListRow
-    from adapt.data.split import are_turned
 
-    model, task = _reading_model(None, name, "cpu", are_turned(items)), tasks.of(items)
+    model, task = _reading_model(None, name, "cpu", turned), tasks.of(items)
     if model.backbone.kind not in task.backbones:
         raise AdaptError(
             f"{name} is a {model.backbone.kind}, which reads no {task.items_are} as conversations: leave --backbone out"
