@@ -128,6 +128,7 @@ def test_images_of_several_classes(open_clip: Backbone, images: Tensor, tmp_path
     blended = [each.blended(0.0)(images) - each.answers.logit_bias for each in (back, models[0])]
     torch.testing.assert_close(*blended)  # zero-shot alone
     assert back.answers.logit_bias == -15.0
+    adapt.export(back, tmp_path / "onnx")  # which compares the probabilities
 
 
 def by_definition(models: Sequence[Any], images: Tensor, several: bool) -> Tensor:

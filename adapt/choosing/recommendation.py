@@ -22,11 +22,10 @@ from adapt.choosing.compare import BASELINE, WITHIN, Compared, Comparison, race,
 from adapt.common.devices import AUTO
 from adapt.common.disk import check_free, check_outside, write_csv, write_json, write_text
 from adapt.common.errors import AdaptError, missing
-from adapt.common.plain import JsonObject
+from adapt.common.plain import JsonObject, dump
 from adapt.common.progress import counting_bar
 from adapt.common.shown import first_of, readable_bytes
 from adapt.data.decoding.cache import unchanging_images
-from adapt.data.item import items_id
 from adapt.data.split import Split, usual_count
 from adapt.evaluation.learning_curve import LearningCurve
 from adapt.evaluation.scores import Figure, Scores
@@ -368,8 +367,7 @@ def recommend(
 
 def _folder_of_folds(folder: Path, encoders: Iterable[ImageEncoder], split: Split, resume: bool) -> Path:
     """Return the folder of finished folds. Raises AdaptError if those to `resume` are of other data or backbones."""
-    data = [items_id([*split.items(), *split.unlabelled]), *split.class_names]
-    told = "\n".join([*data, *(encoder.content() for encoder in encoders)])
+    told = "\n".join([dump(split.identity), *(encoder.content() for encoder in encoders)])
     kept = folder / FOLDS / blake2b(told.encode(), digest_size=16).hexdigest()
     if resume and not kept.exists() and any(kept.parent.iterdir()):
         raise AdaptError(f"{folder} compares methods on other data, or on another backbone: choose another --out")

@@ -18,7 +18,7 @@ from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
 from adapt.common.progress import counting_bar
 from adapt.common.shown import brief, readable_bytes, shown
-from adapt.data.decoding.files import parted
+from adapt.data.decoding.files import check_form, parted
 from adapt.data.readers.csv_file import read_pairs
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
 from adapt.data.readers.lines import numbered_lines
@@ -158,7 +158,8 @@ def search(
             cosines, places = (each.tolist() for each in nearest)
             found = list(zip([stored.entries[place] for place in places], cosines, strict=True))
             if text is not None:
-                found = [each for each in found if os.path.abspath(each[0]) != os.path.abspath(query)][:top_k]
+                own = os.path.abspath(parted(query)[0])
+                found = [each for each in found if os.path.abspath(each[0]) != own][:top_k]
             if as_json:
                 entries = [{"entry": entry, "cosine": cosine} for entry, cosine in found]
                 click.echo(plain.dump({"query": name, "found": entries}))
@@ -227,7 +228,10 @@ def _encoded(model: ImageModel, query: str, root: Path | None) -> Index:
 
 
 def _names_an_image(query: str) -> bool:
-    return parted(query)[0].lower().endswith(IMAGE_SUFFIXES)
+    path, box = parted(query)
+    if box is None:
+        check_form(query)
+    return path.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _lists_pairs(query: str) -> bool:

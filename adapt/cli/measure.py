@@ -296,7 +296,7 @@ def note_learned(adapter: Path, split: Split, items: Sequence[Item]) -> None:
 
 
 def _note_unknown(adapter: Path, noun: str) -> None:
-    what = f"a run that {shown(adapter)} is from is not here, so whether it has learned from these {noun} is unknown"
+    what = f"a training run of {shown(adapter)} is not here, so it is unknown whether it learned from these {noun}"
     click.echo(f"warning: {what}", err=True)
 
 

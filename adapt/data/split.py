@@ -21,7 +21,7 @@ from adapt.common.errors import AdaptError, nearest
 from adapt.common.grouping import grouped
 from adapt.common.shown import first_of, unseen
 from adapt.data.bags import has_bags
-from adapt.data.item import Item, LabelKind, kind_of
+from adapt.data.item import Item, LabelKind, items_id, kind_of
 
 Items: TypeAlias = tuple[Item, ...]
 Sampling = Literal["coop", "clip-lora"]
@@ -204,6 +204,12 @@ class Split:
                 known = item.identity(relative, self.root), [numbers[name] for name in item.class_names]
                 digest.update(f"{part}\0{json.dumps(known)}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What no other data have: hashes of all labels and of all files, and the names of the classes."""
+        items = [*self.items(), *self.unlabelled]
+        return {"labels": self.fingerprint, "files": items_id(items), "class_names": [*self.class_names]}
 
     @property
     def task(self) -> LabelKind:

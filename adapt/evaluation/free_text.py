@@ -29,14 +29,15 @@ if TYPE_CHECKING:
 
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_MARKS = re.compile(rf"((?<=\d)[.:/](?=\d)|(?<![\w.])[-.](?=\d))|[{re.escape(string.punctuation)}]")
+_IN_NUMBERS = r"(?<=\d)(?:[.:/]|,(?!\d{3}\b))(?=\d)|-(?=\$?\.?\d)|(?<![\w.])\.(?=\d)"  # but commas of thousands
+_MARKS = re.compile(f"({_IN_NUMBERS})|[{re.escape(string.punctuation)}]")
 LEAST_SIMILARITY = 0.5  # below it, ANLS counts an answer as wrong
 TOLERANCE = 0.05  # of numbers, relative
 
 
 def normalised(answer: str) -> str:
     """Return an answer in lower case, without articles, repeated spaces, and punctuation but that of numbers."""
-    plain = _MARKS.sub(r"\1", answer.lower())
+    plain = _MARKS.sub(r"\1", answer.lower().replace("\N{MINUS SIGN}", "-"))
     return " ".join(_ARTICLES.sub(" ", plain).split() or plain.split())
 
 

@@ -114,7 +114,8 @@ class AverageOfAdapters(Method[ImageStep], OwnClassifier, ChecksAdapter):
             member.of_classes = step.of_classes.setdefault(("member", index), {})
             found.append(own.answers.of(member).float()[:, list(own.order) or slice(None)])
         every = torch.stack(found)  # (m, b, n)
-        return torch.stack([F.logsigmoid(every), F.logsigmoid(-every)], -1) if several else every.log_softmax(-1)
+        # ONNX Runtime computes the logarithms of small probabilities less exactly by logsigmoid
+        return -F.softplus(torch.stack([-every, every], -1)) if several else every.log_softmax(-1)
 
     def logits(self, step: ImageStep) -> Tensor:
         step.members = self.by_member(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import statistics
 from collections import defaultdict
@@ -19,6 +20,7 @@ from adapt.evaluation.scores import Scores, main_figure
 from adapt.recipe import DataSection, Recipe
 from adapt.recipe.file import read_file
 
+logger = logging.getLogger("adapt")
 HEADER = ["", "gain", "zero-shot", "adapted", "data", "shots", "seeds", "calibration error", "parameters", "seconds"]
 _USUAL = dict(plain.leaves(Recipe(method={"name": ""}, data=DataSection(source="")).model_dump(mode="json")))
 # shown in other columns or on another page, or without effect on figures
@@ -68,7 +70,10 @@ def read_run(path: Path) -> PlainRun:
 def pooled(runs: Sequence[PlainRun]) -> list[list[PlainRun]]:
     """Return groups of runs on equal test images that differ only by seed, ordered by the first run of each group."""
     keys = ((repr(sorted(plain.leaves(run.recipe | {"seed": None}))), run.metrics.get("test_set")) for run in runs)
-    return list(grouped(zip(keys, runs)).values())
+    groups = grouped(zip(keys, runs))
+    if len({recipe for recipe, _ in groups}) < len(groups):
+        logger.warning("runs with equal settings were measured on different test images, and so have rows of their own")
+    return list(groups.values())
 
 
 def plain_table(runs: Sequence[PlainRun]) -> list[list[str]]:

@@ -150,15 +150,14 @@ def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
         raise AdaptError(f"{folder} holds a run of another recipe: choose another --out")
     here = recipe.model_copy(update={"device": run.recipe.device})
     split, known = listed_data(here), folder / DATA
-    data = {"fingerprint": split.fingerprint, "class_names": [*split.class_names]}
     if not finished:
-        split = decodable(split, here, progress=False)
-        run_recipe(here, folder, resume=started.is_file(), progress=False, split=split, track=track)
-        write_json(known, data)
-    elif known.is_file() and stored.read(known, dict[str, object], "data of a finished run") != data:
+        whole = decodable(split, here, progress=False)
+        run_recipe(here, folder, resume=started.is_file(), progress=False, split=whole, track=track)
+        write_json(known, split.identity)
+    elif known.is_file() and stored.read(known, dict[str, object], "data of a finished run") != split.identity:
         raise AdaptError(
-            f"{recipe.data.source!r} has other images, labels or names of classes than when the run in {folder} was "
-            "made: delete that folder to train again, or choose another --out"
+            f"images, labels or names of classes of {recipe.data.source!r} have changed since the run in {folder}: "
+            "delete that folder to train again, or choose another --out"
         )
     kind = stored.Measured if run.recipe.data.classes == "all" else stored.Metrics
     metrics = stored.read(folder / "metrics.json", kind, "scores of a finished run")

@@ -123,7 +123,7 @@ def fit_plan(plan: TrainingPlan, run: Run | None, tracking: Sequence[Tracker] = 
     model, processes = plan.model, plan.processes
     training = Fitting(plan, run, progress and processes.main)
     if run is not None:
-        run.data = f"{plan.train_id}\n{plain.dump(model.class_names)}"  # as the id does not depend on the names
+        run.data = plain.dump([plan.train_id, [item.class_names for item in plan.train_set], model.class_names])
     if isinstance(model, AdaptedModel):
         memory = model.text_memory if run is None else run.text_memory(model.text_memory)
         model.text_memory = processes.agreed(memory)

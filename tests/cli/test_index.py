@@ -46,6 +46,7 @@ def test_search_finds_the_nearest(run, refused, captions: Path, photos: Path) ->
     part = adapt.data.open_image(image).crop((1, 2, 6, 6))
     cosines, _ = index.nearest(model.image_features(transform(part)[None]).detach(), 1)
     assert json.loads(region)["found"][0]["cosine"] == pytest.approx(cosines.item(), abs=1e-5)
+    refused(run("search", captions, f"{image}#xywh=1,2"), "has the box '1,2'; expected X,Y,WIDTH,HEIGHT")
     refused(run("search", captions, f"{photos}/test"), "is a folder: give a text, or image files")
     plain = run("search", captions, "a lime tree", "--top-k", 1).stdout
     assert plain == "a lime tree\n   1.000  a lime tree\n"

@@ -39,7 +39,9 @@ def test_eval_warns_of_images_that_the_run_was_trained_on(run, adapter: Path, ph
 def test_eval_says_where_it_cannot_know(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
     alone = shutil.copy(adapter, tmp_path / "alone.safetensors")
     told = run("eval", alone, "--data", photos).stderr
-    assert told.startswith(f"warning: a run that {alone} is from is not here, so whether it has learned from these")
+    assert told.startswith(
+        f"warning: a training run of {alone} is not here, so it is unknown whether it learned from these"
+    )
 
 
 def test_eval_goes_on_where_a_run_cannot_be_read(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_sets_with_a_guarantee(run, trained, tmp_path: Path, photos: Path) -> No
     alone.write_bytes((folder / "adapter.safetensors").read_bytes())
     done = run("sets", alone, "--data", photos, "--score", "aps", "--out", out)
     assert done.exit_code == 0, done.output
-    assert f"warning: a run that {alone} is from is not here" in done.stderr
+    assert f"warning: a training run of {alone} is not here" in done.stderr
     assert "18 images: the set holds the true class for at least 90 % of images like the 18 calib" in done.stdout
     measured = json.loads(run("eval", out, "--data", photos, "--part", "all", "--sets", "0.9", "--json").stdout)["sets"]
     assert measured["coverage"] >= 0.9
@@ -334,4 +336,4 @@ def test_what_a_run_has_seen_is_known_through_its_start_and_a_damaged_list_is_re
         assert "is damaged: delete it" in damaged.stderr
     shutil.copy(trained("lora") / "adapter.safetensors", second / "strange.safetensors")
     other_run = run("sets", second / "strange.safetensors", "--data", photos, "--out", out)
-    assert "strange.safetensors is from is not here" in other_run.stderr
+    assert "strange.safetensors is not here" in other_run.stderr

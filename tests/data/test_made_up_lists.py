@@ -225,7 +225,7 @@ def test_what_is_unusual_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         load(tmp_path / "a.csv")
     assert [message.partition(": ")[2] for message in caplog.messages] == [
         "the columns are separated by ';'",
-        "the classes 'Koala' and 'koala' differ in capitals alone",
+        "the classes 'Koala' and 'koala' differ in capitals or kinds of characters",
     ]
 
 
@@ -238,8 +238,11 @@ def test_what_is_unusual_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         (["fish|cod", "cat"], "'fish|cod' is one class. Call the column labels if it is several"),
         ([*map(str, range(20))], ""),
         ([*map(str, range(21))], "21 numbers are classes. Call the column target to learn numbers"),
-        (["cafe\u0301", "caf\xe9"], "the classes 'cafe\u0301' and 'caf\xe9' differ in invisible characters alone"),
-        (["big cat", "big\xa0cat"], "the classes 'big cat' and 'big\\xa0cat' differ in invisible characters alone"),
+        (["cafe\u0301", "caf\xe9"], "the classes 'cafe\u0301' and 'caf\xe9' differ in capitals or kinds of characters"),
+        (
+            ["a cat", "a\xa0cat"],
+            "the classes 'a cat' and 'a\\xa0cat' differ in capitals or kinds of characters",
+        ),
         (["NA", "Koala"], "'NA' is a class. Leave the cell empty if it stands for an unknown label"),
     ],
 )

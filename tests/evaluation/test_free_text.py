@@ -29,9 +29,10 @@ def test_one_answer(predicted: str, actual: str, f1: float, alike: float, within
 
 def test_normalisation() -> None:
     assert normalised("  The  Dog's,  an APPLE; a  cat? ") == "dogs apple cat"
-    numbers = ["1.5", "15", "-5", "5", "3/4", "34", "10:30", "1030", ".5", "05"]
+    numbers = ["1.5", "15", "-5", "5", "3/4", "34", "10:30", "1030", ".5", "-.5", "3-5", "35", "1,5", "1e-5", "1e5"]
     assert [normalised(f"The {number}.") for number in numbers] == numbers  # all of them different answers
     assert normalised("1,000 km") == normalised("1000 km.")
+    assert normalised("\N{MINUS SIGN}5") == "-5"
     assert [normalised(answer) for answer in ("A", "(a)", "the", "")] == ["a", "a", "the", ""]
 
 

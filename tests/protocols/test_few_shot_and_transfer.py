@@ -146,11 +146,18 @@ def test_a_finished_run_of_other_data_is_not_read(curve_recipe: Recipe, five_cla
     changes = [(path, path.with_name("other")) for path in (photos / "train/sky", photos / "test/sky")]
     for path, other in changes:
         path.rename(other)
-    with pytest.raises(AdaptError, match="photos' has other images, labels or names of classes than when the run in"):
+    with pytest.raises(AdaptError, match="photos' have changed since the run in"):
         run_protocol(few_shot, tmp_path / "out")
     for path, other in changes:
         other.rename(path)
-    next((photos / "test/sky").iterdir()).unlink()
+    image = next((photos / "test/sky").iterdir())
+    content = image.read_bytes()
+    image.write_bytes(next((photos / "test/tin can").iterdir()).read_bytes())
+    with pytest.raises(AdaptError, match="delete that folder to train again"):
+        run_protocol(few_shot, tmp_path / "out")
+    image.write_bytes(content)
+    assert run_protocol(few_shot, tmp_path / "out") == found
+    image.unlink()
     with pytest.raises(AdaptError, match="delete that folder to train again"):
         run_protocol(few_shot, tmp_path / "out")
 
@@ -159,14 +166,24 @@ def test_an_interrupted_run_goes_on_with_the_same_names_alone(
     curve_recipe: Recipe, five_classes: Path, tmp_path: Path
 ) -> None:
     photos = Path(shutil.copytree(five_classes, tmp_path / "photos"))
-    data = curve_recipe.data.model_copy(update={"source": str(photos)})
+    names, table = sorted(path.name for path in (photos / "train").iterdir()), tmp_path / "photos.csv"
+
+    def label(*called: str) -> None:
+        rows = [f"{part}/{name}/{name}-{i}.png,{own},{part}" for part in ("train", "test")
+                for name, own in zip(names, called, strict=True) for i in range(4)]  # fmt: skip
+        table.write_text("\n".join(["path,label,split", *rows]))
+
+    data = curve_recipe.data.model_copy(update={"source": str(table), "root": str(photos)})
     few_shot = protocols.few_shot(curve_recipe.model_copy(update={"data": data}), (2,), SEEDS[:1])
+    label(*names)
     with stopped_at(4, interrupt):
         run_protocol(few_shot, tmp_path / "out")
-    for part in ("train", "test"):
-        (photos / part / "sky").rename(photos / part / "toy")
-    with pytest.raises(AdaptError, match="another recipe, or to other images or names of classes"):
-        run_protocol(few_shot, tmp_path / "out")
+    for called in (["fish", *names[1:]], [names[1], names[0], *names[2:]]):
+        label(*called)
+        with pytest.raises(AdaptError, match="another recipe, or to other images or names of classes"):
+            run_protocol(few_shot, tmp_path / "out")
+    label(*names)
+    run_protocol(few_shot, tmp_path / "out")
 
 
 def test_a_finished_run_without_its_recipe_is_of_no_recipe(curve: Path, curve_recipe: Recipe, tmp_path: Path) -> None:

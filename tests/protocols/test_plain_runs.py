@@ -56,9 +56,12 @@ def test_settings_that_are_as_usual_name_no_run() -> None:
     assert titles([usual, other]) == ["gda", "gda (data.root=b, data.broken=skip, quantize=int8)"]
 
 
-def test_runs_on_other_test_images_share_no_mean() -> None:
+def test_runs_on_other_test_images_share_no_mean(caplog: pytest.LogCaptureFixture) -> None:
     one, other, again = (PlainRun(Path(name), {"seed": name}, {"test_set": name[0]}) for name in ("a1", "b1", "a2"))
+    assert pooled([one, again]) == [[one, again]]
+    assert caplog.messages == []
     assert pooled([one, other, again]) == [[one, again], [other]]
+    assert "were measured on different test images" in caplog.text
 
 
 @pytest.mark.full

@@ -133,8 +133,7 @@ def _check_names(split: Split, where: str) -> None:
     spelt: dict[str, str] = {}
     for name in names:
         if (other := spelt.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)) != name:
-            what = "capitals" if other.casefold() == name.casefold() else "invisible characters"
-            logger.warning("%s: the classes %r and %r differ in %s alone", where, other, name, what)
+            logger.warning("%s: the classes %r and %r differ in capitals or kinds of characters", where, other, name)
         if name.casefold() in _MISSING:
             logger.warning("%s: %r is a class. Leave the cell empty if it stands for an unknown label", where, name)
 

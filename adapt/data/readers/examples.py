@@ -57,7 +57,7 @@ def _after_examples(part: str, items: tuple[Item, ...], count: int, named: float
         others = [(path, other) for path, other in shown.get(label.name, ()) if path != item.path]
         if len(others) < count:
             continue
-        draws = Random(f"{part}/{place}")  # no part invents the names of another
+        draws = Random(f"{part}/{place}")  # each part draws its own names
         paths, examples = zip(*draws.sample(others, count), strict=True)
         known = ((other.boxes, other.size) for other in examples)
         unknown = "".join(draws.choice("bdfgklmnprstvz") + draws.choice("aeiou") for _ in range(3))

@@ -132,9 +132,9 @@ def _choices(inside: str) -> Sequence[str]:
 def _downloaded(address: str, number: int, count: int) -> str:
     """Return the path of a shard in the cache, to which it is downloaded once."""
     home = Path(os.environ.get("ADAPT_CACHE") or Path.home() / ".cache" / "adapt")
-    file, _, query = address.partition("?")  # by which an address may ask for another version
+    file, mark, query = address.partition("?")  # by which an address may ask for another version
     folder, _, name = file.rpartition("/")
-    path = home / "tar-shards" / hashlib.sha256((folder + query).encode()).hexdigest()[:16] / name
+    path = home / "tar-shards" / hashlib.sha256((folder + mark + query).encode()).hexdigest()[:16] / name
     if not path.is_file():
         from adapt.data.decoding.addresses import download
 
