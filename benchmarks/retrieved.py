@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
+import torch
 from torch import Tensor
 
 import adapt
@@ -56,6 +57,8 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
             folder = Path(kept)
             known, questions = _facts(concepts[:TRAINED], folder / "train", draw)
             other, tests = _facts(concepts[TRAINED:], folder / "test", draw)
+            for count in (1, WRONG + 1):
+                rights["the search has it"][f"among the {count} nearest"].append(_found(other, tests, count))
             split = Split("facts", (), tuple(questions), (), (), root=str(folder / "train"))
             for case, epochs in TRAININGS.items():
                 progress(f"{case}, seed {seed}")
@@ -87,6 +90,16 @@ def _facts(concepts: Sequence[str], folder: Path, draw: Random) -> tuple[Retriev
         chat = Chat.about(QUESTION, facts[item.answer])
         items.append(replace(item, paths=(f"{folder}/{number}.png",), label=Conversation(chat), text=QUESTION))
     return Retriever(index), items
+
+
+def _found(retriever: Retriever, items: Sequence[Item], count: int) -> Tensor:
+    """Return whether the right passage of each question is among the `count` nearest to its drawing."""
+    found = []
+    for item in items:
+        chat = item.task.chat(item, "")
+        entries = [retriever.index.entries[place] for place in retriever.nearest(chat, item.paths, count)]
+        found.append(any(entry.endswith(f" {chat.answer}.") for entry in entries))
+    return torch.tensor(found, dtype=torch.double)
 
 
 def _informed(retriever: Retriever, item: Item, count: int, draw: Random | None = None) -> Item:
