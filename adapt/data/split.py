@@ -207,7 +207,7 @@ class Split:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What no other data have: hashes of all labels and of all files, and the names of the classes."""
+        """The hashes of all labels and all files, and the names of the classes, by which changed data are noticed."""
         items = [*self.items(), *self.unlabelled]
         return {"labels": self.fingerprint, "files": items_id(items), "class_names": [*self.class_names]}
 
