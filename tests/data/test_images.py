@@ -107,7 +107,7 @@ def test_missing_and_broken_members_are_named(tmp_path: Path, emoji_zip: Path) -
 
 
 def test_pixels_without_a_range_are_refused(make_image: Any) -> None:
-    for name, mode, colour in (("float.tiff", "F", 0.5), ("wide.tiff", "I", 70000)):
+    for name, mode, colour in (("float.tiff", "F", 0.5), ("wide.tiff", "I", 70000), ("signed.tiff", "I", -5)):
         with pytest.raises(AdaptError, match=f"{name}' cannot be decoded: pixels of 32 bits have no fixed range"):
             open_image(make_image(name, colour, mode))
 

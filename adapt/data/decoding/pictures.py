@@ -228,7 +228,7 @@ def _high_byte(picture: Image.Image) -> Image.Image:
     Pillow's own conversion clips at 255 in some versions, which makes the image entirely white.
     """
     wide = picture.convert("I")
-    _, highest = cast(tuple[int, int], wide.getextrema())
-    if highest > 0xFFFF:
+    lowest, highest = cast(tuple[int, int], wide.getextrema())
+    if lowest < 0 or highest > 0xFFFF:
         raise ValueError(_NO_RANGE)
     return wide.point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
