@@ -1,4 +1,4 @@
-"""A language model's block behind the vision tower (LM4Visual), beside its maps alone and a block of random weights."""
+"""A language model's block behind a vision tower (LM4Visual), which is frozen or learns everything from the start."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from adapt.evaluation.intervals import NORMAL, standard_error
 from adapt.methods import lm4visual
 from adapt.recipe import read_recipe
-from benchmarks.drawings import SEEN, drawings, per_cent, right, trained
+from benchmarks import anew
+from benchmarks.drawings import SEEN, backbone, drawings, per_cent, right, trained
 from benchmarks.measure import Row
 
 SEEDS, SHOTS = (1, 2), 16
+ANEW = (1, 2, 3)  # seeds of towers that begin anew
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """Report the accuracy on the test drawings with the block, without it, and with random weights in it."""
+    """Report the accuracy with the block, without it, and with random weights in it, behind either kind of tower."""
     cases: dict[str, Callable[[int], AbstractContextManager[object]]] = {
         "the last block of mini-lm": lambda seed: nullcontext(),
         "the maps alone": lambda seed: patch.object(lm4visual, "_looking_around", _nothing),
@@ -33,6 +36,30 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
             with changed(seed):
                 rights.append(right(trained(read_recipe("lm4visual", [("seed", seed)], SEEN), few), few.test))
         yield {"case": case, "text": per_cent(rights)}
+    progress("towers begun anew, nothing behind them")
+    plain = [anew.learned(anew.tower(seed), seed) for seed in ANEW]
+    yield {"case": "a tower begun anew, nothing behind it", "text": per_cent(plain)}
+    for case, changed in cases.items():
+        rights = []
+        for seed in ANEW:
+            progress(f"a tower begun anew, {case}, seed {seed}")
+            vision = anew.tower(seed)
+            with changed(seed):
+                vision.transformer = nn.Sequential(vision.transformer, _behind(seed))
+                rights.append(anew.learned(vision, seed))
+        apart = torch.stack(rights).mean(0) - torch.stack(plain).mean(0)
+        error = NORMAL * standard_error(apart, anew.things())
+        gain = f"{100 * float(apart.mean()):+.1f} ± {100 * error:.1f}"
+        yield {"case": f"a tower begun anew, {case}", "text": f"{per_cent(rights)} ({gain})"}
+
+
+def _behind(seed: int) -> nn.Module:
+    """Return maps to be trained around a frozen block, whose output replaces the tokens, as in the reference."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        method = lm4visual.LM4Visual(residual=False)
+        method.build(backbone(), ())
+    return lm4visual._Behind(method.llama_dim_mapper1, method.aside["blocks"], method.llama_dim_mapper2, method.gamma)
 
 
 def _nothing(block: nn.Module, x: Tensor) -> Tensor:
