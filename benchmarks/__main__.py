@@ -17,7 +17,7 @@ from adapt.common.shown import readable_bytes
 from benchmarks.measure import Row
 
 _NOT_MEASUREMENTS = {
-    "__main__", "drawings", "measure", "native_model", "needed", "ordinary_folders", "products", "step",
+    "__main__", "anew", "drawings", "measure", "native_model", "needed", "ordinary_folders", "products", "step",
 }  # fmt: skip
 
 
