@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import islice
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -14,24 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import adapt
-from adapt import AdaptedModel
+from adapt.backbones.sources import bundled
 from adapt.data.emoji import questions
 from adapt.data.emoji.scenes import scenes
-from adapt.methods import ZeroShot
-from benchmarks.drawings import backbone
+from benchmarks.drawings import zero_shot
 
-FORM = Path("checkpoints/mini-clip/open_clip_config.json")
 STEPS, BATCH, RATE, SCALE, WARMUP = 400, 32, 1e-3, 20.0, 50
 TESTED = 1020  # scenes, of drawings in a style that no training scene has, as many of each thing
-Labelled = Iterator[tuple[Tensor, int]]
 
 
 def tower(seed: int) -> Any:
     """Return the vision tower of `mini-clip`, as open_clip's module, with weights that are drawn anew."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return open_clip.CLIP(**json.loads(FORM.read_text())["model_cfg"]).visual
+        return open_clip.CLIP(**json.loads((bundled() / "open_clip_config.json").read_text())["model_cfg"]).visual
 
 
 def learned(vision: nn.Module, seed: int) -> Tensor:
@@ -44,28 +40,37 @@ def learned(vision: nn.Module, seed: int) -> Tensor:
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / WARMUP) * (1 - step / STEPS))
     drawn, texts = _scenes("train", STEPS * BATCH, seed), _texts()
     for _ in range(STEPS):
-        images, numbers = zip(*islice(drawn, BATCH), strict=True)
-        features = F.normalize(vision(torch.stack(images)), dim=-1)
-        loss = F.cross_entropy(SCALE * features @ texts.T, torch.tensor(numbers))
+        images, numbers = _stacked(islice(drawn, BATCH))
+        loss = F.cross_entropy(SCALE * F.normalize(vision(images), dim=-1) @ texts.T, numbers)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         rates.step()
     vision.eval()
-    images, numbers = zip(*_scenes("test", TESTED, 0), strict=True)
+    images, numbers = _tested()
     with torch.no_grad():
-        features = torch.cat([vision(torch.stack(images[start : start + 60])) for start in range(0, TESTED, 60)])
-    return (features @ texts.T).argmax(-1).eq(torch.tensor(numbers)).double()
+        features = torch.cat([vision(part) for part in images.split(60)])
+    return (features @ texts.T).argmax(-1).eq(numbers).double()
 
 
 def things() -> list[str]:
-    """Return the thing that each test scene shows."""
-    return [str(number) for _, number in _scenes("test", TESTED, 0)]
+    """Return the thing that each test scene shows, by its number."""
+    return [str(number) for number in _tested()[1].tolist()]
 
 
-def _scenes(part: str, count: int, seed: int) -> Labelled:
-    known, transform = questions.drawings("emoji-questions", part), _clip().transform()
+@cache
+def _tested() -> tuple[Tensor, Tensor]:
+    return _stacked(_scenes("test", TESTED, 0))
+
+
+def _stacked(labelled: Iterable[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    images, numbers = zip(*labelled, strict=True)
+    return torch.stack(images), torch.tensor(numbers)
+
+
+def _scenes(part: str, count: int, seed: int) -> Iterator[tuple[Tensor, int]]:
+    known, transform = questions.drawings("emoji-questions", part), zero_shot().transform()
     numbers = {drawn[0].concept.name: number for number, drawn in enumerate(known)}
     for scene in scenes(known, count, Random(f"{part}/{seed}")):
         if scene.kind == "one":
@@ -74,10 +79,4 @@ def _scenes(part: str, count: int, seed: int) -> Labelled:
 
 @torch.no_grad()
 def _texts() -> Tensor:
-    return _clip().encode_texts([drawn[0].concept.name for drawn in questions.drawings("emoji-questions", "train")])
-
-
-def _clip() -> AdaptedModel:
-    model = adapt.wrap(backbone(), ZeroShot(), ()).eval()
-    assert isinstance(model, AdaptedModel)
-    return model
+    return zero_shot().encode_texts([drawn[0].concept.name for drawn in questions.drawings("emoji-questions", "train")])

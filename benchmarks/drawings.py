@@ -14,7 +14,8 @@ from adapt import AdaptedModel
 from adapt.backbones.base import DualEncoder
 from adapt.data import Item, Split
 from adapt.evaluation.evaluate import evaluate
-from adapt.evaluation.intervals import standard_error
+from adapt.evaluation.intervals import NORMAL, standard_error
+from adapt.methods import ZeroShot
 from adapt.models.base import Adapted
 from adapt.recipe import Recipe
 from adapt.training.fit import fit_plan
@@ -22,7 +23,6 @@ from adapt.training.run_recipe import build, plan_of
 from benchmarks.measure import Row
 
 SEEN, UNSEEN = "emoji", "emoji@fluent-3d"  # styles that the bundled backbone knows, and one that it does not
-NORMAL = 1.96  # standard errors in half a 95 % interval
 
 
 @cache
@@ -35,6 +35,13 @@ def drawings(spec: str) -> Split:
 def backbone() -> DualEncoder:
     """Return the bundled CLIP."""
     return adapt.load_backbone("mini-clip")
+
+
+def zero_shot(class_names: Sequence[str] = ()) -> AdaptedModel:
+    """Return the bundled CLIP as it is."""
+    model = adapt.wrap(backbone(), ZeroShot(), class_names).eval()
+    assert isinstance(model, AdaptedModel)
+    return model
 
 
 def trained(recipe: Recipe, split: Split) -> AdaptedModel:
@@ -61,9 +68,13 @@ def paired(ours: Sequence[Tensor], other: Sequence[Tensor], items: Sequence[Item
 
     Drawings are grouped by concept, and questions by image.
     """
-    apart = torch.stack(list(ours)).mean(0) - torch.stack(list(other)).mean(0)
-    error = standard_error(apart, [item.kept_with for item in items])
-    return f"{100 * float(apart.mean()):+.1f} ± {100 * NORMAL * error:.1f}"
+    return apart(ours, other, [item.kept_with for item in items])
+
+
+def apart(ours: Sequence[Tensor], other: Sequence[Tensor], groups: Sequence[str]) -> str:
+    """Return the mean difference on the same images, which are of these `groups`, with half a 95 % interval."""
+    by_image = torch.stack(list(ours)).mean(0) - torch.stack(list(other)).mean(0)
+    return f"{100 * float(by_image.mean()):+.1f} ± {100 * NORMAL * standard_error(by_image, groups):.1f}"
 
 
 def row_of(case: str, cells: Mapping[str, str]) -> Row:

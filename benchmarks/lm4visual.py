@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from adapt.evaluation.intervals import NORMAL, standard_error
+from adapt.edits import After
 from adapt.methods import lm4visual
+from adapt.methods.base import Context
 from adapt.recipe import read_recipe
 from benchmarks import anew
-from benchmarks.drawings import SEEN, backbone, drawings, per_cent, right, trained
+from benchmarks.drawings import SEEN, apart, backbone, drawings, per_cent, right, trained
 from benchmarks.measure import Row
 
 SEEDS, SHOTS = (1, 2), 16
@@ -47,10 +48,10 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
             with changed(seed):
                 vision.transformer = nn.Sequential(vision.transformer, _behind(seed))
                 rights.append(anew.learned(vision, seed))
-        apart = torch.stack(rights).mean(0) - torch.stack(plain).mean(0)
-        error = NORMAL * standard_error(apart, anew.things())
-        gain = f"{100 * float(apart.mean()):+.1f} ± {100 * error:.1f}"
-        yield {"case": f"a tower begun anew, {case}", "text": f"{per_cent(rights)} ({gain})"}
+        yield {
+            "case": f"a tower begun anew, {case}",
+            "text": f"{per_cent(rights)} ({apart(rights, plain, anew.things())})",
+        }
 
 
 def _behind(seed: int) -> nn.Module:
@@ -59,7 +60,9 @@ def _behind(seed: int) -> nn.Module:
         torch.manual_seed(seed)
         method = lm4visual.LM4Visual(residual=False)
         method.build(backbone(), ())
-    return lm4visual._Behind(method.llama_dim_mapper1, method.aside["blocks"], method.llama_dim_mapper2, method.gamma)
+    [edit] = method.edits(backbone().tower("vision"), Context())
+    assert isinstance(edit, After)
+    return edit.module
 
 
 def _nothing(block: nn.Module, x: Tensor) -> Tensor:

@@ -11,13 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import adapt
 from adapt import AdaptedModel
 from adapt.data.emoji import questions
 from adapt.data.emoji import questions as captions
 from adapt.data.emoji.scenes import Scene, scenes
-from adapt.methods import ZeroShot
-from benchmarks.drawings import backbone, per_cent
+from benchmarks.drawings import per_cent, zero_shot
 from benchmarks.measure import Row
 
 SEEDS = (1, 2, 3)
@@ -30,7 +28,7 @@ Pairs = tuple[Tensor, Tensor]  # inputs (n, d), and the numbers of the left and 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     """Report how often the left one of 51 things is recognised, the order of two things, and the side of a patch."""
-    model = adapt.wrap(backbone(), ZeroShot(), ()).eval()
+    model = zero_shot()
     things, sides, patches = (defaultdict[str, list[Tensor]](list) for _ in range(3))
     for seed in SEEDS:
         progress(f"seed {seed}")

@@ -20,10 +20,9 @@ from adapt.data import Item, Split
 from adapt.data.emoji import questions
 from adapt.data.emoji.scenes import SIDE, Piece, Scene
 from adapt.evaluation.evaluate import evaluate
-from adapt.methods import ZeroShot
 from adapt.recipe import read_recipe
 from benchmarks import sides
-from benchmarks.drawings import SEEN, backbone, drawings, paired, per_cent, row_of, trained
+from benchmarks.drawings import SEEN, drawings, paired, per_cent, row_of, trained, zero_shot
 from benchmarks.measure import Row
 
 SEEDS = (1, 2, 3)
@@ -45,10 +44,10 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     with TemporaryDirectory() as folder:
         progress("scenes")
         splits = [_split(Path(folder) / str(seed), seed) for seed in SEEDS]
-        seen, unseen = (sides.of_images(_alone(), [*drawn(part, 1500, 0)]) for part in SCENES)
+        seen, unseen = (sides.of_images(zero_shot(), [*drawn(part, 1500, 0)]) for part in SCENES)
         read = {name: per_cent([sides.sides_right(seen[name], unseen[name])[1]]) for name in seen}
         yield row_of("a linear readout", {name: f"the large one from {name} {value}" for name, value in read.items()})
-        yield _row("zero-shot", [_alone()] * len(SEEDS), splits)[0]
+        yield _row("zero-shot", [zero_shot()] * len(SEEDS), splits)[0]
         items, plain = [item for split in splits for item in split.test], Tensor()
         for case, words in ARMS.items():
             models = list[AdaptedModel]()
@@ -98,16 +97,10 @@ def _row(case: str, models: Sequence[AdaptedModel], splits: Sequence[Split]) -> 
         for way, shares in evaluate(model, split.test).figures()["recall"].items():
             figures[way].append(torch.tensor(shares["1"]))
         names = drawings(SEEN).class_names
-        classes = model.with_classes(names) if model.method.touches else _alone(names)
+        classes = model.with_classes(names) if model.method.touches else zero_shot(names)
         figures["zero-shot"].append(torch.tensor(evaluate(classes, drawings(SEEN).test).accuracy))
         figures["twins"].append(preferred(model, split.test))
     return row_of(case, {name: f"{name} {per_cent(values)}" for name, values in figures.items()}), figures["twins"]
-
-
-def _alone(class_names: Sequence[str] = ()) -> AdaptedModel:
-    model = adapt.wrap(backbone(), ZeroShot(), class_names).eval()
-    assert isinstance(model, AdaptedModel)
-    return model
 
 
 @torch.no_grad()

@@ -13,9 +13,8 @@ import adapt
 from adapt import AdaptedModel
 from adapt.data import Item
 from adapt.evaluation.evaluate import evaluate
-from adapt.methods import ZeroShot
 from adapt.recipe import read_recipe
-from benchmarks.drawings import SEEN, backbone, drawings, per_cent, row_of, trained
+from benchmarks.drawings import SEEN, drawings, per_cent, row_of, trained, zero_shot
 from benchmarks.measure import Row
 
 SEEDS = (1,)  # a training takes some minutes
@@ -26,7 +25,7 @@ _PLAIN: list[tuple[str, object]] = [("method.words", {})]  # no word has a twin
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     """Report captions preferred to their twins, recall at 1 both ways, and the zero-shot accuracy that is left."""
-    yield _row("zero-shot", [adapt.wrap(backbone(), ZeroShot(), ())])
+    yield _row("zero-shot", [zero_shot()])
     for case, changes in (("plain contrast", _PLAIN), ("with twins", [])):
         progress(case)
         recipes = [read_recipe("svlc", [("seed", seed), *changes], CAPTIONS) for seed in SEEDS]
@@ -41,7 +40,7 @@ def _row(case: str, models: Sequence[AdaptedModel]) -> Row:
             figures[f"twins, {spec}"].append(preferred(model, items))
             for way, shares in (evaluate(model, items).figures()["recall"]).items():
                 figures[f"{way}, {spec}"].append(torch.tensor(shares["1"]))
-        classes = adapt.wrap(backbone(), ZeroShot(), drawings(SEEN).class_names)
+        classes = zero_shot(drawings(SEEN).class_names)
         if model.method.touches:
             classes = model.with_classes(drawings(SEEN).class_names)
         figures["zero-shot"].append(torch.tensor(evaluate(classes, drawings(SEEN).test).accuracy))
