@@ -229,8 +229,12 @@ class Backbone:
         return next(parameter for parameter in self.model.parameters() if parameter.is_floating_point())
 
     def to(self, device: torch.device | str) -> Self:
+        """Move the model to `device`; on the CPU, float16 becomes float32: it is slow there, and has no loss scaler."""
         with outside_inference_mode():
             self.model.to(device)
+            halves = (each for each in self.model.parameters() if each.dtype == torch.float16)
+            if torch.device(device).type == "cpu" and next(halves, None) is not None:
+                self.model.float()
         return self
 
 

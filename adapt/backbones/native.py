@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt.backbones import chat_templates
-from adapt.backbones.base import Backbone, outside_inference_mode
+from adapt.backbones.base import Backbone
 from adapt.backbones.box_texts import IN_WORDS, OF_FAMILY, THOUSANDTHS, Boxed, BoxForm, Edges, NamedBox, Size
 from adapt.backbones.branches import BranchedRow, Branches, padded, row_of
 from adapt.backbones.decoder import tower_of
@@ -175,12 +175,6 @@ class NativeVLM(Backbone):
         other = copy(self)
         other._prepare(self._bound(self._given.image_processor, most))
         return other
-
-    def to(self, device: torch.device | str) -> Self:
-        if torch.device(device).type == "cpu" and self.dtype == torch.float16:  # slow there, and without a loss scaler
-            with outside_inference_mode():
-                self.model.float()
-        return super().to(device)
 
     def export(self, folder: Path, model: nn.Module) -> None:
         """Write `model`, an edited copy of this backbone's model, and the processor to `folder`.

@@ -104,10 +104,6 @@ class NativeEyes(VisionEncoder):
     def content(self) -> str:
         return "/".join((self.native.image_key, self.native.template, self.question, self.reads))
 
-    def to(self, device: torch.device | str) -> Self:
-        self.native.to(device)
-        return self
-
     def read_images(self, images: Any) -> Tensor:
         """Return features `(m, e)` of the m PIL images in a batch, a list of lists with the images of each item.
 

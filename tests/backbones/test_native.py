@@ -537,7 +537,9 @@ def test_threads_pad_their_own_rows_on_their_own_side() -> None:
         assert list(threads.map(on_its_side, [True, False] * 8)) == [True] * 16
 
 
-def test_fp16_is_computed_in_fp32_on_the_cpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reading", ["", "embed:", "last:"])
+def test_fp16_is_computed_in_fp32_on_the_cpu(reading: str, tmp_path: Path) -> None:
     tiny_natives.model("llava").half().save_pretrained(tmp_path)
     tiny_natives.processor("llava").save_pretrained(tmp_path)
-    assert adapt.load_backbone(str(tmp_path), "cpu").dtype == torch.float32
+    backbone = adapt.load_backbone(f"{reading}{tmp_path}", "cpu")
+    assert {parameter.dtype for parameter in backbone.model.parameters()} == {torch.float32}

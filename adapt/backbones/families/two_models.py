@@ -36,24 +36,21 @@ class TwoModels(Family):
 
         vision, _, llm = spec.partition("+")
         first, second = two_encoders(vision, device) if "&" in vision else (of_one_model(vision, device), None)
-        return with_language_model(first, llm, device, second=second, name=spec)
+        return with_language_model(first, llm, second=second, name=spec)
 
 
 def with_language_model(
     encoder: Backbone,
     spec: str,
-    device: torch.device,
     *,
     second: ImageEncoder | None = None,
     name: str | None = None,
 ) -> VisionLLM:
     """Return a vision LLM that combines the vision tower of `encoder` with the causal language model `spec`.
 
-    `spec` is hf:NAME, a folder or mini-lm. The language model keeps the precision of its checkpoint, except that fp16
-    becomes fp32 on the CPU, where fp16 is slow. Raises AdaptError if `encoder` encodes no images by itself, or if the
-    language model cannot be loaded.
+    `spec` is hf:NAME, a folder or mini-lm. The language model keeps the precision of its checkpoint. Raises AdaptError
+    if `encoder` encodes no images by itself, or if the language model cannot be loaded.
     """
-    import torch
     from transformers import AutoTokenizer
 
     from adapt.backbones.base import ImageEncoder
@@ -67,8 +64,6 @@ def with_language_model(
     llm, source = language_model(spec), _source(spec)
     with fetching(source):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    if device.type == "cpu" and llm.dtype == torch.float16:
-        llm = llm.float()
     return VisionLLM(encoder, llm, tokenizer, second=second, name=name)
 
 
