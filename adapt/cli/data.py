@@ -365,21 +365,37 @@ def describe(
     photos: Path,
     *,
     prompt: Annotated[str | None, "What the model is asked for.  [default: Describe the image.]"] = None,
+    labels: Annotated[bool, "Write the class of each image, too, and its part where the folder has parts."] = False,
     out: Annotated[Path, "JSONL file of captions to write."],
     **made: Unpack[_Made],
 ) -> None:
     """Write a caption of each image in the folder PHOTOS by a native vision-language model.
 
-    Each row has the image, its caption, the model and the prompt. --data reads the file, with --root PHOTOS.
+    Each row has the image, its caption, the model and the prompt. --data reads the file, with --root PHOTOS: as pairs
+    of images and texts, or with --labels as images with classes, which the method gpt4image reads.
 
     \b
-    Example:
+    Examples:
       adapt data describe photos/ --backbone mini-vlm --out captions.jsonl
+      adapt data describe photos/ --labels --backbone mini-vlm --out described.jsonl
     """
     from adapt.labelling.describing import Describer
 
-    rows = _written(photos, out, Describer, {} if prompt is None else {"prompt": prompt}, **made)
+    settings: dict[str, Any] = {} if prompt is None else {"prompt": prompt}
+    if labels:
+        settings["known"] = _classes(load(str(photos)), photos)
+    rows = _written(photos, out, Describer, settings, **made)
     click.echo(f"{out}  {len(rows):,} captions; their root is {photos}")
+
+
+def _classes(split: Split, photos: Path) -> dict[str, dict[str, str]]:
+    """Return the class of each labelled image in a folder, and its part if the folder has parts, by its name there."""
+    split.check_classes()
+    return {
+        os.path.relpath(item.path, photos): {"label": item.answer} | ({} if split.ratios else {"split": part})
+        for part in ("train", "val", "test")
+        for item in getattr(split, part)
+    }
 
 
 @command(group=data)
@@ -421,7 +437,7 @@ def _written(
 
     if not (made["resume"] and out.exists()):
         check_free(out, "file")
-    names = [os.path.relpath(path, photos) for path in images_in(str(photos))]
+    names = [*settings.get("known", ())] or [os.path.relpath(path, photos) for path in images_in(str(photos))]
     if not names:
         raise AdaptError(f"{photos} has no image: give a folder of images")
     model = _reading_model(made["adapter"], made["backbone"], made["device"], turned=True)

@@ -13,7 +13,7 @@ Deviations:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -125,9 +125,13 @@ class RowMaker:
 
 @dataclass(frozen=True)
 class Describer(RowMaker):
-    """Makes rows of captions, the answers to `prompt`, as `captions_file` reads them."""
+    """Makes rows of captions, the answers to `prompt`, as `captions_file` reads them.
+
+    What is `known` of an image by its name, such as its class, is in its row too.
+    """
 
     prompt: str = DESCRIBE
+    known: Mapping[str, JsonObject] = field(default_factory=dict)
 
     @property
     def source(self) -> JsonObject:
@@ -136,7 +140,8 @@ class Describer(RowMaker):
     def __call__(self, names: Sequence[str]) -> list[JsonObject]:
         texts = self.answers(self.opened(names), [self.prompt] * len(names))
         return [
-            {"image": name, "caption": text, "source": self.source} for name, text in zip(names, texts, strict=True)
+            {"image": name, **self.known.get(name, {}), "caption": text, "source": self.source}
+            for name, text in zip(names, texts, strict=True)
         ]
 
 

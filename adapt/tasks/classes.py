@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapt.common.errors import AdaptError
-from adapt.data.item import Cell, Item, NamedLabel, filled, labels_of, number
+from adapt.data.item import Cell, Item, NamedLabel, filled, labels_of, number, optional
 from adapt.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -21,6 +21,12 @@ class Class(NamedLabel):
     """The class name of an image and, if the image is a region, the `overlap` (IoU) with the box of the object."""
 
     overlap: float | None = None
+    caption: str = ""
+    """A description of the image, which is read in training alone."""
+
+    def identity(self, root: str) -> dict[str, object]:
+        own = super().identity(root)
+        return own if self.caption else {key: value for key, value in own.items() if key != "caption"}
 
 
 class Classes(Task):
@@ -36,13 +42,13 @@ class Classes(Task):
     needs = frozenset({"label"})
     takes_bags = True
     has_class_loss = True
-    may_have = frozenset({"overlap"})
+    may_have = frozenset({"overlap", "caption"})
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Class:
         overlap = number(cells["overlap"], where, "overlap") if "overlap" in cells else None
         if overlap is not None and not 0 <= overlap <= 1:
             raise AdaptError(f"{where}: the overlap is {overlap:g}; expected a number from 0 to 1")
-        return Class(filled(cells, "label", where), overlap)
+        return Class(filled(cells, "label", where), overlap, optional(cells, "caption"))
 
     def lacks_label(self, cells: Mapping[str, Cell]) -> bool:
         return not cells["label"]

@@ -45,7 +45,18 @@ _IN_VISION_BLOCKS = (
     "prompt_src",
     "svlc",
 )
-_IN_VISION_BLOCKS += ("clip_svd", "clippings", "ctp_tft", "lm4visual", "locality", "modx", "vl2v", "vl2v_sd", "xbt")
+_IN_VISION_BLOCKS += (
+    "clip_svd",
+    "clippings",
+    "ctp_tft",
+    "gpt4image",
+    "lm4visual",
+    "locality",
+    "modx",
+    "vl2v",
+    "vl2v_sd",
+    "xbt",
+)
 _IN_VISION_BLOCKS += ("mmrl", "mmrlpp")
 NEEDS_VISION_BLOCKS = {*_IN_VISION_BLOCKS, *_COMPOSED}
 # by its cases; in tests/methods, since its answers need views or are of no classes, or its last stage trains nothing

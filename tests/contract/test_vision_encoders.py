@@ -24,6 +24,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "compose": {"methods": [{"name": "ln_tuning", **_ON_VISION}, {"name": "lora", "dropout": 0.0, **_ON_VISION}]},
     "clip_svd": _ON_VISION,
     "das": {"skipped": ["vision.1"], "reduction": 2, **_ON_VISION},
+    "gpt4image": {"rank": 2},
     "ivlp": {"n_ctx_text": 0, "n_ctx_vision": 3, "depth_vision": 2},
     "ln_tuning": _ON_VISION,
     "lora": {"dropout": 0.0, **_ON_VISION},
@@ -40,7 +41,7 @@ WITH_CLASS_TOKEN = (
     "vit",
     "vit_msn",
 )
-_TRAINED = tuple(name for name in METHODS if name in CONFIGS and name != "patch_memory")
+_TRAINED = tuple(name for name in METHODS if name in CONFIGS and name not in ("gpt4image", "patch_memory"))
 
 
 def fits(method: str, kind: str) -> bool:

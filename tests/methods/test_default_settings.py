@@ -13,7 +13,7 @@ from adapt.methods.base import Method
 from adapt.methods.base.traits import Trait
 
 STORED: dict[str, Any] = json.loads((Path(__file__).parent / "default_settings.json").read_text(encoding="utf-8"))
-PLAIN = ("svlc", "modx", "clippings", "vl2v_sd")
+PLAIN = ("svlc", "modx", "clippings", "gpt4image", "vl2v_sd")
 FLAGS = (
     "needs_every_class",
     "begins_anew",

@@ -29,7 +29,7 @@ from adapt.data.readers.rows import (
 )
 from adapt.data.split import Split
 
-_READ = (*IMAGES, *TEXT, "split", "url")
+_READ = (*IMAGES, *TEXT, "label", "split", "url")
 _RESTVAL = "restval"  # in Karpathy's split of COCO: more training images
 _EXPECTED = (
     f'expected {{"image": PATH, "caption": TEXT or [TEXT, ...]}}, perhaps with "split" (the image also as '
@@ -50,9 +50,10 @@ def read_captions_file(
     The file has one of three formats. The first is a list, or JSON Lines, of objects with the keys `image` (or `path`,
     `file_name`), `caption` (or `captions`, `text`), and optionally `split`; a caption is a text or a list of texts. The
     second is COCO's `{"images": ..., "annotations": ...}`, and the third is Karpathy's `{"images": [...]}` with
-    `sentences`. Image paths are relative to `root`, by default the file's folder, and must stay under `root`. Without
-    `split`, images are divided by `ratios` (train, val, test) and `seed`. `columns` has keys of listed objects with
-    what they are called here (see `adapt.data.load`).
+    `sentences`. An object with the key `label` too is an image of that class, which its one caption describes. Image
+    paths are relative to `root`, by default the file's folder, and must stay under `root`. Without `split`, images are
+    divided by `ratios` (train, val, test) and `seed`. `columns` has keys of listed objects with what they are called
+    here (see `adapt.data.load`).
 
     Raises AdaptError, naming the entry, for any other format, an empty caption, an image without a caption, and if only
     some entries have a split.
@@ -133,7 +134,14 @@ def _pairs(entry: object, folder: str, where: str) -> list[Listed]:
     if part:
         part = "train" if part == _RESTVAL else parts.read(part, where)
     path = under(folder, image, where)
-    return [listed(path, {"text": text.strip()}, part) for text in texts]
+    label = fields.get("label")
+    if label is None:
+        return [listed(path, {"text": text.strip()}, part) for text in texts]
+    if not (isinstance(label, str) and label.strip() and len(texts) == 1):
+        raise AdaptError(
+            f"{where} has the label {brief(label)}; expected the name of a class, and one caption beside it"
+        )
+    return [listed(path, {"label": label.strip(), "caption": texts[0].strip()}, part)]
 
 
 def _of_karpathy(entry: object) -> object:
