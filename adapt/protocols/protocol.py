@@ -25,7 +25,7 @@ from adapt.evaluation import stored
 from adapt.evaluation.stored import Summary
 from adapt.protocols.engines import Engine
 from adapt.protocols.plain_runs import is_run
-from adapt.protocols.runs import TEST_SET, PlannedRun, Row, Target, alike, check, recipe_in
+from adapt.protocols.runs import LABELS, TEST_SET, PlannedRun, Row, Target, alike, check, recipe_in
 from adapt.recipe import DataSection, Recipe, build_recipe
 from adapt.recipe.file import one_length, set_key
 from adapt.tracking import Track, trackers
@@ -52,7 +52,7 @@ PAPERS_TARGETS = {
 }
 
 _UNSAFE = re.compile(r"[^\w.=+-]+")  # in the name of a folder
-_TAKEN = {"run", "shots", "seed", "train_set", "test_set", "source", "average"}
+_TAKEN = {"run", "shots", "seed", "train_set", TEST_SET, LABELS, "source", "average"}
 
 
 @dataclass(frozen=True)
@@ -306,18 +306,17 @@ def _earlier(protocol: Protocol, out: Path) -> list[Row]:
 
 
 def _check_one_test_set(rows: Sequence[Row]) -> None:
-    """Raise AdaptError if runs that stand in one average were measured on different test images."""
+    """Raise AdaptError if runs that stand in one average were measured on different test images, or other labels."""
     first_of: dict[tuple[object, str], Row] = {}
     for row in rows:
         for key in row:
-            if not key.startswith(TEST_SET) or row[key] is None:  # of an older version
+            if not key.startswith((TEST_SET, LABELS)) or row[key] is None:  # of an older version
                 continue
             first = first_of.setdefault((row.get("setting"), key), row)
             if first[key] != row[key]:
                 raise AdaptError(
-                    f"the runs {first['run']} and {row['run']} were measured on different test images, as the data "
-                    "changed between them: delete the folders of the runs that were made before, and give the command "
-                    "again"
+                    f"the runs {first['run']} and {row['run']} are of different images or labels, as the data changed "
+                    "between them: delete the folders of the runs that were made before, and give the command again"
                 )
 
 

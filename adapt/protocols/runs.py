@@ -6,6 +6,7 @@ stored.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from adapt.backbones import families
 from adapt.common.devices import AUTO
 from adapt.common.disk import write_json
 from adapt.common.errors import AdaptError
-from adapt.common.plain import JsonObject
+from adapt.common.plain import JsonObject, dump
 from adapt.data.check import without_broken
 from adapt.data.item import items_id
 from adapt.data.split import Split
@@ -38,7 +39,8 @@ from adapt.training.start import check_can_start
 
 RETRIES = 2  # of a run whose process dies
 DATA, TARGETS = "data.json", "targets.json"  # what a run learned from and was tested on, and its figures on other data
-TEST_SET = "test_set"  # the hash of test images in a row, and the beginning of such names for targets
+# hashes of test images, and of their labels in words, in a row, and the beginnings of such names for targets
+TEST_SET, LABELS = "test_set", "labels"
 Row = JsonObject  # run, shots, seed, train_set and, in [0, 1], figures by name
 
 
@@ -180,9 +182,9 @@ def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
             row |= {f"low_{name}": ends[0], f"high_{name}": ends[1]}
         row |= {f"together_{name}": figures["together"]} if "together" in figures else {}
         if name != run.own:
-            row |= {f"{TEST_SET}_{name}": figures["test_set"]}
+            row |= {f"{TEST_SET}_{name}": figures["test_set"], f"{LABELS}_{name}": figures["labels"]}
     row |= {name: metrics["adapted"][name] for name in run.beside}
-    return row | {"train_set": metrics["train_set"], TEST_SET: metrics.get("test_set")}
+    return row | {"train_set": metrics["train_set"], TEST_SET: metrics.get("test_set"), LABELS: _in_words(split)}
 
 
 def recipe_in(file: Path, settings: JsonObject | None = None) -> Recipe | None:
@@ -216,9 +218,15 @@ def _known_targets(folder: Path) -> dict[str, dict[str, object]]:
 
 
 def _identity(target: Target) -> dict[str, object]:
-    """Return what figures of a target data set are kept under: its settings, images and names of classes."""
+    """Return what figures of a target data set are kept under: its settings, images, labels and names of classes."""
     split, data = _images(target.data), target.data.model_dump(mode="json")
-    return {"data": data, "test_set": items_id(split.test), "class_names": [*split.class_names]}
+    hashes = {"test_set": items_id(split.test), "labels": _in_words(split)}
+    return {"data": data, **hashes, "class_names": [*split.class_names]}
+
+
+def _in_words(split: Split) -> str:
+    """Return a hash of the test images' labels in words: `items_id` knows classes by the order in which they occur."""
+    return hashlib.sha256(dump([item.answer for item in split.test]).encode()).hexdigest()[:16]
 
 
 def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, object]]:

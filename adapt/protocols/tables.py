@@ -155,9 +155,8 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
     ]
     rows.append([baseline_name(first), *(_cell(_of(first, "zero_shot"), column) for column in columns)])
     for title, each in zip(numbered(results), results):
-        runs = len(each["runs"]) // len(each["summary"])
-        spread = _of(each, "std") if runs > 1 else {}
-        rows.append([title, *(_cell(_of(each, "mean"), column, spread, runs) for column in columns)])
+        values = _values(each)
+        rows.append([title, *(values.get(column, "") for column in columns)])
         if all(group.get("together") for group in each["summary"]):
             rows.append([f"{title}, answers together", *(_cell(_of(each, "together"), column) for column in columns)])
     if published:
@@ -171,10 +170,9 @@ def _settings_tried(results: Sequence[Results]) -> Cells:
     rows.append([baseline_name(results[0]), "", _cell(results[0]["summary"][0]["zero_shot"], "test")])
     for title, each in zip(numbered(results), results):
         for group in each["summary"]:
-            spread = group["std"] if group["runs"] > 1 else None
             val = "" if group["val"] is None else f"{100 * group['val']:.1f}"
             name = f"{title}, {group['setting']}" if group["setting"] else title
-            rows.append([name, val, _cell(group["mean"], "test", spread, group["runs"])])
+            rows.append([name, val, _value(group, "test")])
     return rows
 
 
@@ -221,25 +219,39 @@ def read_results(path: Path) -> list[Results]:
     return [stored.read(file, stored.ProtocolResults, "results of a protocol") for file in files]
 
 
-def _of(results: Results, kind: Literal["mean", "std", "zero_shot", "together"]) -> Figures:
-    """Return the figures of `kind` in `results` by column, such as means or standard deviations."""
+def _values(results: Results) -> dict[str, Value]:
+    """Return the figures of trained runs by column, each with the number of its runs and their deviation.
+
+    An average over domains has a deviation, of its seeds' averages, if all domains have the same seeds.
+    """
+    groups = results["summary"]
+    if results["protocol"] == "few_shot":
+        return {str(group["shots"]): _value(group, "test") for group in groups}
+    if results["protocol"] != "leave_one_out":
+        return {name: _value(groups[0], name) for name in groups[0]["mean"]}
+    by_seed = grouped((row["seed"], row["test"]) for row in results["runs"])
+    averages = [mean(each) for each in by_seed.values() if len(each) == len(groups)]
+    alike = len(averages) == len(by_seed) > 1
+    average = Value(_of(results, "mean")["average"], stdev(averages) if alike else None, len(averages))
+    return {str(group["setting"]): _value(group, "test") for group in groups} | {"average": average}
+
+
+def _value(group: stored.Summary, name: str) -> Value:
+    return Value(group["mean"][name], group["std"][name] if group["runs"] > 1 else None, group["runs"])
+
+
+def _of(results: Results, kind: Literal["mean", "zero_shot", "together"]) -> Figures:
+    """Return the figures of `kind` in `results` by column, such as means."""
     if results["protocol"] == "few_shot":
         return {str(group["shots"]): group[kind]["test"] for group in results["summary"]}
     if results["protocol"] == "leave_one_out":
         by_domain = {str(group["setting"]): group[kind]["test"] for group in results["summary"]}
-        average = mean(by_domain.values())
-        if kind == "std":  # over the seeds, of the mean accuracy over the domains
-            by_seed = grouped((row["seed"], row["test"]) for row in results["runs"])
-            averages = [mean(each) for each in by_seed.values()]
-            average = stdev(averages) if len(averages) > 1 else 0.0
-        return by_domain | {"average": average}
+        return by_domain | {"average": mean(by_domain.values())}
     return results["summary"][0][kind]
 
 
-def _cell(values: Figures, column: str, spread: Figures | None = None, runs: int = 1) -> Value | str:
-    if column not in values:
-        return ""
-    return Value(values[column], spread[column] if spread else None, runs)
+def _cell(values: Figures, column: str) -> Value | str:
+    return Value(values[column]) if column in values else ""
 
 
 SAME = 1e-9  # spread of differences that are equal but for rounding

@@ -115,5 +115,5 @@ def test_descriptions_are_a_column_and_labels_alone_are_identified_as_before(pho
 def test_a_label_is_a_name_beside_one_caption(row: dict[str, object], photos: Path, tmp_path: Path) -> None:
     listed = tmp_path / "list.jsonl"
     listed.write_text(json.dumps({"image": "train/red_thing/0.png", **row}) + "\n")
-    with pytest.raises(AdaptError, match="expected a class name, and one caption beside it"):
+    with pytest.raises(AdaptError, match="expected the name of a class, and one caption beside it"):
         adapt.data.load(listed, root=photos)

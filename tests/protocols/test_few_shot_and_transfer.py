@@ -123,7 +123,7 @@ def test_runs_on_different_test_images_share_no_average(curve: Path, curve_recip
     out = Path(shutil.copytree(curve, tmp_path / "copy"))
     metrics = json.loads((out / "shots-2-seed-5/metrics.json").read_text())
     (out / "shots-2-seed-5/metrics.json").write_text(json.dumps(metrics | {"test_set": "0" * 16}))
-    with pytest.raises(AdaptError, match="shots-1-seed-4 and shots-2-seed-5 were measured on different test images"):
+    with pytest.raises(AdaptError, match="shots-1-seed-4 and shots-2-seed-5 are of different images or labels"):
         run_protocol(protocols.few_shot(curve_recipe, (1, 2), SEEDS), out)
 
 
@@ -184,6 +184,31 @@ def test_an_interrupted_run_goes_on_with_the_same_names_alone(
             run_protocol(few_shot, tmp_path / "out")
     label(*names)
     run_protocol(few_shot, tmp_path / "out")
+
+
+def listed(folder: Path, table: Path, called: Sequence[str], parts: Sequence[str] = ("train", "test")) -> None:
+    """Write a list of the images in a folder of parts and classes, whose classes are called by other names."""
+    names = sorted(path.name for path in (folder / parts[0]).iterdir())
+    rows = [
+        f"{image.relative_to(folder)},{own},{part}"
+        for part in parts
+        for name, own in zip(names, called, strict=True)
+        for image in sorted((folder / part / name).iterdir())
+    ]
+    table.write_text("\n".join(["path,label,split", *rows]))
+
+
+def test_runs_of_classes_that_changed_names_share_no_average(
+    curve_recipe: Recipe, five_classes: Path, tmp_path: Path
+) -> None:
+    names, table = sorted(path.name for path in (five_classes / "train").iterdir()), tmp_path / "photos.csv"
+    data = curve_recipe.data.model_copy(update={"source": str(table), "root": str(five_classes)})
+    recipe = curve_recipe.model_copy(update={"data": data})
+    listed(five_classes, table, names)
+    run_protocol(protocols.few_shot(recipe, (1,), SEEDS[:1]), tmp_path / "out")
+    listed(five_classes, table, [*names[1:], names[0]])  # the same numbers of the same names
+    with pytest.raises(AdaptError, match="shots-1-seed-4 and shots-1-seed-5 are of different images or labels"):
+        run_protocol(protocols.few_shot(recipe, (1,), SEEDS[1:]), tmp_path / "out")
 
 
 def test_a_finished_run_without_its_recipe_is_of_no_recipe(curve: Path, curve_recipe: Recipe, tmp_path: Path) -> None:
@@ -318,13 +343,28 @@ def test_a_target_that_is_added_is_all_that_is_measured(
     assert found == read(finished, "cross_dataset.json")
 
 
+def test_a_target_whose_classes_changed_names_is_measured_again(
+    out: Path, others: Path, recipe: Recipe, measured: list[tuple[Item, ...]], tmp_path: Path
+) -> None:
+    table, names = tmp_path / "drawings.csv", ["apple", "barn owl", "sky"]
+    target = Target("drawings", DataSection(source=str(table), root=str(others / "drawings"), shots=None))
+    listed(others / "drawings", table, names, ("test",))
+    first = transfer(recipe, [target], out)["runs"]
+    measured.clear()
+    listed(others / "drawings", table, [names[1], names[2], names[0]], ("test",))
+    again = transfer(recipe, [target], out)["runs"]
+    assert len(measured) == 4
+    assert [row["test_set_drawings"] for row in again] == [row["test_set_drawings"] for row in first]
+    assert [row["zero_shot_drawings"] for row in again] != [row["zero_shot_drawings"] for row in first]
+
+
 def test_runs_of_an_older_version_and_of_other_targets_share_a_file(
     out: Path, recipe: Recipe, targets: dict[str, Target], trained: list[int]
 ) -> None:
     """Their rows lack columns that the new ones have."""
     results = read(out, "cross_dataset.json")
     for row in results["runs"]:
-        for key in [key for key in row if key.startswith("test_set")]:
+        for key in [key for key in row if key.startswith(("test_set", "labels"))]:
             del row[key]
     (out / "cross_dataset.json").write_text(json.dumps(results))
     protocol = protocols.transfer("cross_dataset", recipe, [targets["drawings"]], SEEDS[:1])

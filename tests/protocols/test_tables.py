@@ -16,7 +16,7 @@ from adapt.data.readers import published as data_sets
 from adapt.protocols import papers as published
 from adapt.protocols.protocol import PAPERS_TARGETS
 from adapt.protocols.reproduction import ZERO_SHOT_TOLERANCE
-from adapt.protocols.tables import as_csv, as_markdown, as_text, numbered, read_results, table
+from adapt.protocols.tables import as_csv, as_markdown, as_numbers, as_text, numbered, read_results, table
 
 FIGURES = Path(__file__).parent / "papers_figures.md"
 METHODS = ("CLIP zero-shot", "CoOp", "CoCoOp", "MaPLe", "PromptSRC")
@@ -87,6 +87,32 @@ def test_csv_cells_are_no_formulas() -> None:
 
 def test_one_seed_shows_no_deviation() -> None:
     assert [*map(str, table([halves(runs=1)])[2])] == ["coop", "80.0", "40.0", "53.3"]
+
+
+def test_each_number_of_shots_has_its_own_number_of_runs() -> None:
+    mixed = curve({1: 0.5, 16: 0.625})
+    mixed["runs"].pop()
+    mixed["summary"][1] |= {"runs": 1, "std": {"test": 0.0}}
+    assert as_markdown(table([mixed])).endswith("| lora | 50.0 ± 5.0 | 62.5 |")
+    assert as_numbers(table([mixed])).splitlines()[-1] == "lora,50.0000,5.0000,2,62.5000,,1"
+
+
+def test_an_average_over_domains_is_of_the_seeds_that_all_have() -> None:
+    results = curve({1: 0.5}) | {"protocol": "leave_one_out"}
+    of = {"a": [0.2, 0.4], "b": [0.5, 0.7], "c": [0.6]}
+    results["runs"] = [
+        {"run": f"{name}-{seed}", "seed": seed, "shots": 1, "setting": name, "test": value, "zero_shot_test": 0.25}
+        for name, values in of.items()
+        for seed, value in enumerate(values, 1)
+    ]
+    results["summary"] = [
+        results["summary"][0] | {"setting": name, "runs": len(values), "mean": {"test": sum(values) / len(values)}}
+        for name, values in of.items()
+    ]
+    assert as_markdown(table([results])).endswith("| lora | 30.0 ± 5.0 | 60.0 ± 5.0 | 60.0 | 50.0 |")
+    results["runs"].pop()
+    results["summary"].pop()  # the other two domains have the same seeds
+    assert as_markdown(table([results])).endswith("| lora | 30.0 ± 5.0 | 60.0 ± 5.0 | 45.0 ± 14.1 |")
 
 
 def test_titles_carry_the_settings_of_methods_that_appear_twice() -> None:
