@@ -264,6 +264,10 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         share, images = self.config.false_alarms, self.good.shape[1]
         return rank(max(FALSE_ALARMS, 1 / (images + 1)) if share is None else share, images, self.config.left_out)
 
+    @property
+    def decides(self) -> bool:
+        return self.threshold() is not None
+
     def threshold(self, pixels: bool = False) -> Tensor | None:
         if self.config.decide == "f1":
             return self.cut[int(pixels)]

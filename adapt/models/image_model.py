@@ -406,6 +406,8 @@ class ImageModel(Adapted[E]):
             name = self.method.name
             raise AdaptError(f"{name} draws maps, grades images or remembers earlier ones: leave boxes out")
         if query.maps and query.explain:
+            if (draws := trait(self.method, DrawsMaps)) and not draws.decides:
+                raise AdaptError(f"this {self.method.name} decides nothing that could be explained: leave explain out")
             if has_trait(self.method, Stream):  # covered copies would be among the earlier images
                 raise AdaptError(f"{self.method.name} remembers earlier images: leave explain or maps out")
             views = f"{self.method.name} reads views of an image" if self.method.views else ""

@@ -139,7 +139,7 @@ class Prediction:
     """The prediction for an image: the most probable class or answer, and the best classes with their probabilities.
 
     If the highest probability is below the requested threshold, the class is `none`, but `probability` and `top` are
-    still the values of the best classes.
+    still the values of the best classes. If a method could decide nothing, `none` is all there is, with probability 0.
     """
 
     class_name: str
@@ -293,8 +293,11 @@ def predictions(
         shown = top[: max(query.top_k, len(labels or ()))]
         more = {"disagreement": next(apart, None), "p_value": next(shares, None), **next(held, {})}
         prediction = judged(Prediction(*top[0], shown, chosen[0], number, labels, own, **more), threshold)
-        undecided = prediction.p_value is not None and isnan(prediction.p_value)
-        yield replace(prediction, class_name=NONE, label=None, p_value=None) if undecided else prediction
+        if prediction.p_value is not None and isnan(prediction.p_value):  # the logits say nothing
+            prediction = replace(
+                prediction, class_name=NONE, probability=0.0, top=((NONE, 0.0),), label=None, p_value=None
+            )
+        yield prediction
 
 
 def _held(

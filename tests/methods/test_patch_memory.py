@@ -20,6 +20,7 @@ from adapt.data.decoding.images import open_image
 from adapt.data.decoding.masks import check_masks
 from adapt.engine import vision
 from adapt.evaluation.evaluate import evaluate
+from adapt.formats.export import export
 from adapt.methods import PatchMemory, patch_memory
 
 CLASSES = ("normal", "abnormal")
@@ -48,12 +49,17 @@ def test_a_remembered_image_is_as_good_as_can_be_and_a_strange_one_is_found() ->
     assert "p_value" in bad.plain()
 
 
-def test_one_image_decides_nothing() -> None:
+def test_one_image_decides_nothing(tmp_path: Path) -> None:
     model, told = trained(1)
     assert told["good"] == []
     assert "nothing is decided" in told["promise"]
     [answer] = model.predict([load("emoji-product").test[0]])
     assert (answer.class_name, answer.label, answer.p_value) == ("none", None, None)
+    assert (answer.probability, answer.top) == (0.0, (("none", 0.0),))
+    with pytest.raises(AdaptError, match="decides nothing that could be explained: leave explain out"):
+        model.decisive_maps([load("emoji-product").test[0]])
+    with pytest.raises(AdaptError, match="it had too few good images for a threshold, and would call every image"):
+        export(model, tmp_path / "graph", "onnx")
     with pytest.raises(AdaptError, match=r"false_alarms 0.5 needs 1 or more good images, .*there are 0: give more"):
         trained(1, false_alarms=0.5)
 

@@ -115,6 +115,11 @@ class DrawsMaps(Trait):
         """The name of the class for images without an anomaly, by default the setting `normal`."""
         return str(self.config.normal)
 
+    @property
+    def decides(self) -> bool:
+        """Whether logits say which images are abnormal; not after too few good images, which give maps alone."""
+        return True
+
     @abstractmethod
     def anomalies(self, step: ImageStep) -> Tensor:
         """Return the anomaly score of each pixel in a batch of images, larger for a more abnormal one, `(b, h, w)`."""
