@@ -53,6 +53,11 @@ class Label:
         return ""
 
     @property
+    def caption(self) -> str:
+        """A description of the item's image, or "" if there is none."""
+        return ""
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The paths of the item's files other than its images, such as a mask."""
         return ()

@@ -16,7 +16,6 @@ Descriptions are read in training alone, so that they may name the class.
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,6 @@ from torch import Tensor, nn
 from adapt.backbones.base import ImageEncoder
 from adapt.backbones.tower import TowerName
 from adapt.common.errors import AdaptError
-from adapt.data.item import Item
 from adapt.methods.base import ImageStep, Terms, Training
 from adapt.methods.base.method import LearnsAside
 from adapt.methods.lora import LoRA, PlainLoRAConfig
@@ -63,7 +61,7 @@ class GPT4Image(LearnsAside, LoRA[ImageStep]):
         Raises AdaptError if no image has one, for a reader that reads no texts, and for a description too long for it.
         """
         items = training.items("train")
-        described = [item for item in items if caption_of(item)]
+        described = [item for item in items if item.label.caption]
         if not described:
             raise AdaptError(
                 "gpt4image learns from descriptions, but no training image has one: give a list with a column caption, "
@@ -78,8 +76,8 @@ class GPT4Image(LearnsAside, LoRA[ImageStep]):
             reader.check_encodes_texts()
         except AdaptError as error:
             raise AdaptError(f"gpt4image: method.reader is {self.config.reader!r}: {error}") from error
-        texts = list(dict.fromkeys(map(caption_of, described)))
-        features = F.normalize(reader.text_features(texts).float(), dim=-1)
+        texts = list(dict.fromkeys(item.label.caption for item in described))
+        features = reader.text_features(texts).float()
         self._read = dict(zip(texts, features, strict=True))
         backbone = training.model.backbone
         assert isinstance(backbone, ImageEncoder)
@@ -93,15 +91,9 @@ class GPT4Image(LearnsAside, LoRA[ImageStep]):
 
     def loss(self, step: ImageStep) -> Terms:
         terms = super().loss(step)
-        places = [place for place, item in enumerate(step.items) if caption_of(item) in self._read]
+        places = [place for place, item in enumerate(step.items) if item.label.caption in self._read]
         if places:
-            wanted = torch.stack([self._read[caption_of(step.items[place])] for place in places])
+            wanted = torch.stack([self._read[step.items[place].label.caption] for place in places])
             told = F.normalize(self.aside["projection"](step.features[places].float()), dim=-1)
             terms |= {"describes": self.config.describes * (1 - (told * wanted).sum(-1).mean())}
         return terms
-
-
-def caption_of(item: Item) -> str:
-    """Return the description of an image with a class, or "" if there is none."""
-    caption: Any = getattr(item.label, "caption", "")
-    return str(caption)

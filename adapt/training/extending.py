@@ -50,7 +50,7 @@ def write_list(split: Split, path: Path) -> None:
     """
     check_listable(split)
     views = any(item.view_names for item in split.items())
-    bags = views or has_bags(split.items())
+    bags, captions = views or has_bags(split.items()), any(item.label.caption for item in split.items())
     rows = [
         {
             "path": image.lstrip("/"),
@@ -61,6 +61,7 @@ def write_list(split: Split, path: Path) -> None:
         }
         | ({"item": f"{part} {number}"} if bags else {})
         | ({"view": view} if views else {})
+        | ({"caption": item.label.caption} if captions else {})
         for part in PARTS
         for number, item in enumerate(getattr(split, part), 1)
         for image, view in zip_longest(item.paths, item.view_names, fillvalue="")
@@ -101,7 +102,9 @@ def extended(run: Path, more: DataSection, out: Path) -> Recipe:
             f"{method.name} with these settings {why}, and cannot be extended: train it on all classes, or use a "
             "method in closed form, such as gda, or one whose tensors belong to no class, such as lora"
         )
-    new = recipe.data.model_copy(update={"source": more.source, "root": more.root, "names": more.names})
+    # all classes and domains of the new data, though the run may have learned a part of its own
+    whole = {"classes": "all", "leave_out": None}
+    new = recipe.data.model_copy(update={"source": more.source, "root": more.root, "names": more.names} | whole)
     try:
         known = listed_data(recipe)
     except AdaptError as error:

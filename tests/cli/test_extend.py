@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import adapt
+from adapt.recipe import DataSection
+from adapt.training.extending import extended
 
 
 @pytest.fixture
@@ -63,6 +65,29 @@ def test_a_closed_form_is_that_of_all_images(run, train, halves: tuple[Path, Pat
     fresh = adapt.load(train("{name: gda, alpha: 1.0}", tmp_path / "whole", "fresh"))
     for name, tensor in fresh.method.state_dict().items():
         assert torch.allclose(tensor, second.method.state_dict()[name], atol=1e-5), name
+
+
+def test_all_classes_are_added_to_a_run_of_some(
+    train, halves: tuple[Path, Path], model_folder: Path, tmp_path: Path
+) -> None:
+    """The parts of the run's own data are not those of the new data; descriptions go along."""
+    known, more = halves
+    (tmp_path / "part").mkdir()
+    table = tmp_path / "described.csv"
+    rows = [
+        f"{image.relative_to(more)},{image.parent.name},a picture,{part}"
+        for part in ("train", "test")
+        for image in sorted((more / part).glob("*/*"))
+    ]
+    table.write_text("\n".join(["path,label,caption,split", *rows]))
+    data = f"{{source: {known}, shots: 3, classes: base}}"
+    recipe_file = tmp_path / "part/recipe.yaml"
+    recipe_file.write_text(f"method: {{name: gda, alpha: 1.0}}\nbackbone: {model_folder}\ndata: {data}\n")
+    recipe = extended(tmp_path / "part", DataSection(source=str(table), root=str(more)), tmp_path / "out")
+    split = adapt.data.load(recipe.data.source, root=recipe.data.root)
+    assert split.class_names == ("goldfish", "lime tree", "sky", "tin can")
+    assert {item.label.caption for item in split.items() if item.answer in ("sky", "tin can")} == {"a picture"}
+    assert {item.label.caption for item in split.items() if item.answer == "goldfish"} == {""}
 
 
 def test_shared_tensors_go_on_from_the_adapter(run, train, halves: tuple[Path, Path], tmp_path: Path) -> None:
