@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +13,13 @@ from statistics import mean, pstdev
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel
 from adapt.backbones.base import DualEncoder
+from adapt.backbones.sources import bundled
 from adapt.data import load
 from adapt.data.emoji import questions
 from adapt.data.emoji.scenes import SIDE, Scene, scenes
@@ -26,8 +29,8 @@ from adapt.methods import AnoVL, ZeroShot
 from adapt.recipe import read_recipe
 from adapt.training.fit import fit_plan
 from adapt.training.run_recipe import build, plan_of
-from benchmarks import sides
-from benchmarks.drawings import backbone, drawings, right
+from benchmarks import anew, sides
+from benchmarks.drawings import drawings, right
 from benchmarks.measure import Row
 
 IMAGES = "emoji-captions"  # scenes, whose captions are not read
@@ -40,46 +43,60 @@ PLACES = (questions.LEFT, questions.RIGHT)
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """Report the error of rebuilding with the tower trained and frozen, then each probe before and after."""
-    figures: dict[str, dict[str, list[float]]] = {"before": defaultdict(list), "after": defaultdict(list)}
-    for seed in SEEDS:
-        progress(f"aligning, seed {seed}")
-        with tempfile.TemporaryDirectory() as folder:
-            aligned, errors = _aligned(seed, Path(folder) / "aligned")
-            for case, error in errors.items():
-                figures[case]["rebuilding error"].append(error)
-            for case, encoder, spec in (("before", backbone(), "mini-clip"), ("after", aligned, f"{folder}/aligned")):
-                progress(f"probes {case}, seed {seed}")
-                for name, value in {**_probes(encoder, seed), **_maps(encoder)}.items():
-                    figures[case][name].append(value)
-                progress(f"projector {case}, seed {seed}")
-                for name, value in _projector(f"{spec}+mini-lm", seed).items():
-                    figures[case][name].append(value)
-    for name in figures["after"]:
-        cells = {case: f"{case} {_shown(figures[case][name])}" for case in figures}
-        yield {
-            "case": name,
-            "values": {case: figures[case][name] for case in figures},
-            "text": " | ".join(cells.values()),
-        }
+    """Report the error of rebuilding with the tower trained and frozen, then each probe before and after.
+
+    The same but for maps and a projector follows for a tower that begins anew and learns by class tokens alone.
+    """
+    for title in ("", "begun anew: "):
+        figures: dict[str, dict[str, list[float]]] = {"before": defaultdict(list), "after": defaultdict(list)}
+        for seed in SEEDS:
+            with tempfile.TemporaryDirectory() as folder:
+                progress(f"{title}aligning, seed {seed}")
+                spec = _anew(seed, Path(folder) / "anew") if title else "mini-clip"
+                errors = _aligned(spec, seed, Path(folder) / "aligned")
+                for case, name in (("before", spec), ("after", f"{folder}/aligned")):
+                    figures[case]["rebuilding error"].append(errors[case])
+                    encoder = adapt.load_backbone(name)
+                    assert isinstance(encoder, DualEncoder)
+                    progress(f"{title}probes {case}, seed {seed}")
+                    found = _probes(encoder, seed)
+                    if not title:
+                        progress(f"projector {case}, seed {seed}")
+                        found |= _maps(encoder) | _projector(f"{name}+mini-lm", seed)
+                    for probe, value in found.items():
+                        figures[case][probe].append(value)
+        for name in figures["after"]:
+            cells = {case: f"{case} {_shown(figures[case][name])}" for case in figures}
+            yield {
+                "case": f"{title}{name}",
+                "values": {case: figures[case][name] for case in figures},
+                "text": " | ".join(cells.values()),
+            }
 
 
 def _shown(values: Sequence[float]) -> str:
     return f"{mean(values):.3f} ± {pstdev(values):.3f}"
 
 
-def _aligned(seed: int, folder: Path) -> tuple[DualEncoder, dict[str, float]]:
-    """Return the aligned bundled CLIP, and the errors of both decoders on held-out scenes."""
-    changes = [("seed", seed), ("train.epochs", EPOCHS)]
-    recipe = read_recipe("locality", changes, IMAGES)
+def _anew(seed: int, folder: Path) -> str:
+    """Write the bundled CLIP with a vision tower that began anew to `folder`, and return the folder's name."""
+    shutil.copytree(bundled(), folder, ignore=shutil.ignore_patterns("build", "*.png"))
+    weights, vision = load_file(bundled() / "open_clip_model.safetensors"), anew.tower(seed)
+    anew.learned(vision, seed)
+    save_file(weights | {f"visual.{name}": each.contiguous() for name, each in vision.state_dict().items()},
+              folder / "open_clip_model.safetensors")  # fmt: skip
+    return str(folder)
+
+
+def _aligned(spec: str, seed: int, folder: Path) -> dict[str, float]:
+    """Write the aligned CLIP `spec` to `folder`, and return the errors of both decoders on held-out scenes."""
+    recipe = read_recipe("locality", [("seed", seed), ("train.epochs", EPOCHS)], IMAGES)
     split = drawings(IMAGES)
-    model = build(recipe, (), backbone())
+    model = build(recipe, (), adapt.load_backbone(spec))
     result = fit_plan(plan_of(recipe, model, replace(split, test=())), None)
-    errors = result.metrics["rebuilding"]
     merge(model, folder)
-    aligned = adapt.load_backbone(str(folder))
-    assert isinstance(aligned, DualEncoder)
-    return aligned, {"before": errors["control"], "after": errors["locality"]}
+    errors = result.metrics["rebuilding"]
+    return {"before": errors["control"], "after": errors["locality"]}
 
 
 @torch.no_grad()
