@@ -152,15 +152,22 @@ def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
         raise AdaptError(f"{folder} holds a run of another recipe: choose another --out")
     here = recipe.model_copy(update={"device": run.recipe.device})
     split, known = listed_data(here), folder / DATA
+    identity = split.identity
+    if run.after is not None:
+        earlier = (out / run.after.name / "adapter.safetensors").read_bytes()
+        identity |= {"start": hashlib.sha256(earlier).hexdigest()}
     if not finished:
         whole = decodable(split, here, progress=False)
         run_recipe(here, folder, resume=started.is_file(), progress=False, split=whole, track=track)
-        write_json(known, split.identity)
-    elif known.is_file() and stored.read(known, dict[str, object], "data of a finished run") != split.identity:
-        raise AdaptError(
-            f"images, labels or names of classes of {recipe.data.source!r} have changed since the run in {folder}: "
-            "delete that folder to train again, or choose another --out"
-        )
+        write_json(known, identity)
+    elif known.is_file():
+        before = stored.read(known, dict[str, object], "data of a finished run")
+        if changed := [key for key, value in before.items() if value != identity.get(key)]:
+            data = f"images, labels or names of classes of {recipe.data.source!r} have changed"
+            what = "the adapter that it goes on from was trained again" if changed == ["start"] else data
+            raise AdaptError(
+                f"{what} since the run in {folder}: delete that folder to train again, or choose another --out"
+            )
     kind = stored.Measured if run.recipe.data.classes == "all" else stored.Metrics
     metrics = stored.read(folder / "metrics.json", kind, "scores of a finished run")
     if "adapted" not in metrics:  # of a single class, each answer is right

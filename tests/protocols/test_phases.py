@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import adapt
 from adapt import AdaptError
@@ -66,6 +67,22 @@ def test_each_phase_goes_on_from_the_last(recipe: Recipe, split: Split, trained:
     again = run_protocol(protocols.phases(recipe, parts(recipe, 3), (4,)), elsewhere)
     assert trained == [4, 4, 4]
     assert again["runs"] == found["runs"]
+
+
+def test_a_phase_is_not_read_after_the_one_before_it_was_trained_again(recipe: Recipe, tmp_path: Path) -> None:
+    phases = protocols.phases(recipe, parts(recipe, 2), (4,))
+    found = run_protocol(phases, tmp_path)
+    assert run_protocol(phases, tmp_path) == found
+    first = tmp_path / "phase-1-seed-4/adapter.safetensors"
+    model = adapt.load(first)
+    with torch.no_grad():
+        next(model.method.parameters()).add_(0.1)
+    first.unlink()
+    model.save(first)
+    with pytest.raises(
+        AdaptError, match=r"that it goes on from was trained again since the run in .*phase-2-seed-4: del"
+    ):
+        run_protocol(phases, tmp_path)
 
 
 def test_a_method_with_tensors_of_classes_is_refused(recipe: Recipe, raw: dict[str, Any]) -> None:
