@@ -273,6 +273,21 @@ def test_it_is_not_trained(open_clip: Backbone, tiny_split: Split) -> None:
     assert "average" not in adapt.methods.names()
 
 
+def test_items_whose_images_are_answered_by_themselves_have_a_disagreement(
+    open_clip: Backbone, tiny_split: Split
+) -> None:
+    models = made(open_clip, GDA(), CoOp(n_ctx=4))
+    for model in models:
+        model.answers = replace(model.answers, pooling="logits")
+    average, paths = adapt.average(models), [item.path for item in tiny_split.test]
+    [alone] = average.predict(paths[:1])
+    once, both = average.predict_items([paths[:1], paths[:2]])
+    assert once.disagreement == pytest.approx(alone.disagreement, rel=1e-4)
+    assert both.disagreement is not None
+    assert both.disagreement.nats > 0
+    assert both.disagreement != once.disagreement
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

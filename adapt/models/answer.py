@@ -199,8 +199,11 @@ def _of_bags(model: ImageModel, bags: Bags, query: Query) -> Iterator[Prediction
     counts, by_logits = bags.counts.to(model.backbone.device), model.answers.pooling == "logits"
     whole = ImageStep(model, bags)
     if by_logits:
-        of_each = model.answers.of(ImageStep(model, bags.images))
+        alone = ImageStep(model, bags.images)
+        of_each = model.answers.of(alone)
         logits = bag_mean(of_each, counts)
+        if alone.members is not None:
+            whole.members = torch.stack([bag_mean(each, counts) for each in alone.members]).log_softmax(-1)
     else:
         logits = model.answers.of(whole)
         alone = ImageStep(model.without_memory(), bags.images)  # a stream remembers the bags
