@@ -440,6 +440,7 @@ def table(
         click.echo(form_of(plain_runs.plain_table([plain_runs.read_run(path) for path in runs])))
         return
     read = [each for path in results for each in tables.read_results(path)]
+    tables.note_other_images(read)
     compared = "" if against is None else form_of(tables.differences(read, against))
     several = tables.several_sets(read)
     shown = form_of(tables.table_of_sets(read) if several else tables.table(read, published))

@@ -49,7 +49,7 @@ from adapt.protocols.plain_runs import (
 )
 from adapt.protocols.plots import DRAWN, compared_methods, coverage_curve, descriptor_bars, reliability_diagram, svg
 from adapt.protocols.protocol import Results
-from adapt.protocols.tables import Cells, read_results, table
+from adapt.protocols.tables import Cells, note_other_images, read_results, table
 from adapt.training.result import Result, read_history
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def report(paths: Sequence[Path]) -> str:
         for results in read_results(path):
             protocols.append(results)
             folders += [path / row["run"] for row in results["runs"]]
+    note_other_images(protocols)
     runs = [read_run(folder) for folder in dict.fromkeys(folders)]
     groups = pooled(runs)
     gains = list(map(mean_gain, groups))

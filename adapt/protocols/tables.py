@@ -7,6 +7,7 @@ harmonic mean of the averages, as in the papers (CoCoOp, section 4.1).
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,6 +23,9 @@ from adapt.evaluation import stored
 from adapt.protocols.papers import FEW_NORMAL, averages_for, data_set, figures_for
 from adapt.protocols.plain_runs import source_of, titles
 from adapt.protocols.protocol import ANOMALY_FIGURES, Figures, Results
+from adapt.protocols.runs import LABELS, TEST_SET
+
+logger = logging.getLogger("adapt")
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
 _SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
@@ -217,6 +221,23 @@ def read_results(path: Path) -> list[Results]:
     if not files:
         raise AdaptError(f"{path} holds no results of a protocol, such as base_to_new.json, and no finished run")
     return [stored.read(file, stored.ProtocolResults, "results of a protocol") for file in files]
+
+
+def note_other_images(results: Sequence[Results]) -> None:
+    """Warn where results that stand side by side are of other test images, or of other labels of these."""
+    known: dict[tuple[object, ...], object] = {}
+    for each in results:
+        protocol, source = each["protocol"], source_of(each["recipe"])
+        for row in each["runs"]:
+            hashes = {key: own for key, own in row.items() if key.startswith((TEST_SET, LABELS)) and own is not None}
+            if any(
+                known.setdefault((protocol, source, row.get("setting"), key), own) != own for key, own in hashes.items()
+            ):
+                logger.warning(
+                    "results on %s are of different test images or labels, as the data changed between them: their "
+                    "differences are not of the methods alone", source,
+                )  # fmt: skip
+                return
 
 
 def _values(results: Results) -> dict[str, Value]:

@@ -16,7 +16,16 @@ from adapt.data.readers import published as data_sets
 from adapt.protocols import papers as published
 from adapt.protocols.protocol import PAPERS_TARGETS
 from adapt.protocols.reproduction import ZERO_SHOT_TOLERANCE
-from adapt.protocols.tables import as_csv, as_markdown, as_numbers, as_text, numbered, read_results, table
+from adapt.protocols.tables import (
+    as_csv,
+    as_markdown,
+    as_numbers,
+    as_text,
+    note_other_images,
+    numbered,
+    read_results,
+    table,
+)
 
 FIGURES = Path(__file__).parent / "papers_figures.md"
 METHODS = ("CLIP zero-shot", "CoOp", "CoCoOp", "MaPLe", "PromptSRC")
@@ -113,6 +122,18 @@ def test_an_average_over_domains_is_of_the_seeds_that_all_have() -> None:
     results["runs"].pop()
     results["summary"].pop()  # the other two domains have the same seeds
     assert as_markdown(table([results])).endswith("| lora | 30.0 ± 5.0 | 60.0 ± 5.0 | 45.0 ± 14.1 |")
+
+
+def test_results_of_other_images_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    ours, theirs = curve({1: 0.5}), curve({1: 0.6})
+    for hashes in ({"test_set": "a", "labels": "b"}, {"test_set": "a", "labels": None}, {}):
+        ours["runs"][0] |= {"test_set": "a", "labels": "b"}
+        theirs["runs"] = [row | hashes for row in theirs["runs"]]
+        note_other_images([ours, theirs])
+    assert not caplog.messages
+    theirs["runs"][1] |= {"test_set": "a", "labels": "other"}
+    note_other_images([ours, theirs])
+    assert "results on emoji are of different test images or labels" in caplog.text
 
 
 def test_titles_carry_the_settings_of_methods_that_appear_twice() -> None:
