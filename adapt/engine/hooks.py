@@ -359,22 +359,16 @@ def watched(model: nn.Module, towers: Mapping[str, Tower], names: Collection[str
     In the `with` block, other threads cannot run `model`, to which the towers belong.
     """
     seen: Seen = {}
+
+    def keep(name: str, block: Block, module: nn.Module, inputs: tuple[Tensor, ...], output: BlockOutput) -> None:
+        before, after = inputs[0], tokens_of(output)
+        seen[name] = (before, after) if block.batch_first else (before.transpose(0, 1), after.transpose(0, 1))
+
     with alone(model), ExitStack() as stack:
         for name in names:
             tower, _, index = name.partition(".")
             block = towers[tower].blocks[int(index)]
-
-            def keep(
-                module: nn.Module,
-                inputs: tuple[Tensor, ...],
-                output: BlockOutput,
-                name: str = name,
-                block: Block = block,
-            ) -> None:
-                before, after = inputs[0], tokens_of(output)
-                seen[name] = (before, after) if block.batch_first else (before.transpose(0, 1), after.transpose(0, 1))
-
-            stack.enter_context(block.module.register_forward_hook(keep))
+            stack.enter_context(block.module.register_forward_hook(partial(keep, name, block)))
         yield seen
 
 
