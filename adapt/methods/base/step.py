@@ -354,16 +354,13 @@ class ImageStep(Step):
         """The unadapted backbone's unit-length features of the images `(b, e)`, without gradient."""
         if "features" not in self._frozen:
             with torch.no_grad():
-                self._frozen["features"] = self._of_all(self._own_frozen_features)
+                if isinstance(self.inputs, Encoded):  # no edits act on them
+                    own = self._encoded(self.inputs)
+                else:
+                    own = self.model.backbone_features(self._entering)
+                own = own if self.counts is None else F.normalize(bag_mean(own, self.counts), dim=-1)
+                self._frozen["features"] = self._of_all(own)
         return self._frozen["features"]
-
-    @property
-    def _own_frozen_features(self) -> Tensor:
-        if isinstance(self.inputs, Encoded):  # no edits act on them
-            features = self._encoded(self.inputs)
-        else:
-            features = self.model.backbone_features(self._entering)
-        return features if self.counts is None else F.normalize(bag_mean(features, self.counts), dim=-1)
 
     def frozen_class_features(self, templates: Texts, average: Literal["unit", "raw"] = "unit") -> Tensor:
         """Return the unadapted backbone's class features `(n, e)` for hand-written `templates`, without gradient.
@@ -403,9 +400,8 @@ class ImageStep(Step):
         properties `scale` and `bias`.
         """
         features = self.features if features is None else features
-        if torch.is_autocast_enabled(
-            features.device.type
-        ):  # in half precision, scaled cosines of similar classes would round to the same value
+        # in half precision, scaled cosines of similar classes would round to the same value
+        if torch.is_autocast_enabled(features.device.type):
             with torch.autocast(features.device.type, enabled=False):
                 return self.cosine_logits(class_features.float(), features.float())
         class_features = class_features.to(features.dtype)
