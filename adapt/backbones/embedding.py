@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from adapt.backbones.base import Backbone, DualEncoder
-from adapt.backbones.native import ChatRows, NativeVLM
+from adapt.backbones.native import NativeVLM
 from adapt.backbones.preprocess import Preprocess
 from adapt.chats import Chat
 from adapt.common.plain import JsonObject
@@ -71,11 +71,6 @@ class LastState:
         last = inputs["attention_mask"].sum(-1) - 1
         return states[torch.arange(len(states), device=states.device), last]
 
-    def captions(self, images: Tensor, texts: Sequence[str], asked: str) -> ChatRows:
-        """Return rows in which `texts` are the answers to a question about images `(b, 3, h, w)`."""
-        chats = [Chat.about(asked, text) for text in texts]
-        return self.native.rows(chats, [[picture] for picture in pictures(images)])
-
 
 def pictures(images: Tensor) -> list[Image.Image]:
     """Return images `(b, 3, h, w)` with values from 0 to 1 as pictures, which a processor prepares."""
@@ -125,9 +120,10 @@ class EmbeddingVLM(DualEncoder):
 
         The images are `(b, 3, h, w)`.
         """
-        rows = self.states.captions(images, texts, asked)
+        native, chats = self.states.native, [Chat.about(asked, text) for text in texts]
+        rows = native.rows(chats, [[picture] for picture in pictures(images)])
         wanted = rows.answers[:, 1:]
-        logits = self.states.native.vlm(**rows.inputs, logits_to_keep=F.pad(wanted, (0, 1)), use_cache=False).logits
+        logits = native.vlm(**rows.inputs, logits_to_keep=F.pad(wanted, (0, 1)), use_cache=False).logits
         return F.cross_entropy(logits.float(), rows.inputs["input_ids"][:, 1:][wanted], reduction="none")
 
 
