@@ -389,11 +389,9 @@ class NativeVLM(Backbone):
         """A key that is equal only if the model and everything that prepares its images are equal."""
         from transformers import __version__
 
-        settings = (
-            self.vlm.config.to_json_string(use_diff=False),
-            self.image_settings,
-        )  # which layer LLaVA reads, and more
-        return "/".join((self.content(), __version__, str(self.dtype), str(self.preprocess.turned), *settings))
+        config = self.vlm.config.to_json_string(use_diff=False)  # which layer LLaVA reads, and more
+        made = __version__, str(self.dtype), str(self.preprocess.turned), config, self.image_settings
+        return "/".join((self.content(), *made))
 
     @property
     def image_settings(self) -> str:
