@@ -106,14 +106,14 @@ def _likeliest(
         labels = training.labels("val")
         for settings, logits in grid.trials(training, choices, learned):
             values = _values(settings, choices)
-            if grading is not None:
-                merits = -(grading.score(logits).cpu() - training.values("val")).abs()
-                likely.setdefault(values, []).append(merits[None])
-                right.setdefault(values, []).append(merits)
-                continue
-            logits = logits.cpu().float()
-            likely.setdefault(values, []).append(_log_probabilities(logits, labels))
-            right.setdefault(values, []).append(logits.argmax(-1) == labels)
+            if grading is None:
+                logits = logits.cpu().float()
+                merits, own = _log_probabilities(logits, labels), logits.argmax(-1) == labels
+            else:
+                own = -(grading.score(logits).cpu() - training.values("val")).abs()
+                merits = own[None]
+            likely.setdefault(values, []).append(merits)
+            right.setdefault(values, []).append(own)
     groups = [item.kept_with for training in trainings for item in training.items("val")]
     weights = _weights(grid, torch.cat([training.labels("val") for training in trainings]))
     weighted = {values: torch.cat(parts, 1) * weights for values, parts in likely.items()}
@@ -188,10 +188,7 @@ def _settle(
         figure, shown = {"mean_absolute_error": -accuracy}, f" (mean absolute error {-accuracy:.4g})"
     training.note(chosen={"settings": settings, "among": among, "how": how, **figure})
     listed = ", ".join(f"{name} {value:.4g}" for name, value in settings.items())
-    logger.info(
-        "%s: %s, chosen %s%s",
-        method.name, listed, how, shown,
-    )  # fmt: skip
+    logger.info("%s: %s, chosen %s%s", method.name, listed, how, shown)
     for name, choice in choices.items():
         at_end = settings[name] in (choice.values[0], choice.values[-1]) and settings[name]
         if at_end and choice.open_ended and accuracy is not None:
