@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from adapt import methods
 from adapt.common import plain
 from adapt.common.errors import AdaptError, needing
+from adapt.common.grouping import grouped
 from adapt.common.plain import JsonObject
 from adapt.common.progress import LogEntry
 from adapt.evaluation.intervals import between, legend
@@ -176,9 +177,7 @@ class Result:
 
     def _draw(self, axes: Axes, values: list[float], label: str, thin: bool = False) -> None:
         """Draw a curve with the mean of `values` in each epoch; `values` contains one value for each step."""
-        by_epoch: dict[int, list[float]] = {}
-        for entry, value in zip(self.history, values, strict=True):
-            by_epoch.setdefault(entry["epoch"], []).append(value)
+        by_epoch = grouped(zip((entry["epoch"] for entry in self.history), values, strict=True))
         means = [sum(each) / len(each) for each in by_epoch.values()]
         style = {"lw": 1.2, "ls": "-."} if thin else {"color": "#1f77b4"}
         axes.plot([epoch + 1 for epoch in by_epoch], means, label=label, **style)
