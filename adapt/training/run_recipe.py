@@ -143,15 +143,10 @@ def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone) -> A
     if recipe.data.max_pixels is not None:
         backbone = backbone.limited(recipe.data.max_pixels)
     method = recipe.new_method()
-    memory = recipe.text_memory_gib
+    memory = None if recipe.text_memory_gib is None else int(recipe.text_memory_gib * 2**30)
     with keeping_rng(backbone.device, recipe.seed):
         model: Adapted = wrap(
-            backbone,
-            method,
-            class_names,
-            recipe.fast,
-            checkpointing=recipe.checkpointing,
-            text_memory=None if memory is None else int(memory * 2**30),
+            backbone, method, class_names, recipe.fast, checkpointing=recipe.checkpointing, text_memory=memory
         )
     if recipe.start is not None:
         start_from(model, recipe.start)
