@@ -163,12 +163,8 @@ class LoRA(Method[StepT], InsideBlocks, Merges, Mixes):
         # not as submodules: a stand-in's frozen weight must not be trained, saved or moved with this module
         object.__setattr__(self, "_sites_of", sites)
         settings = {name: getattr(self.config, name) for name in _PUBLISHED}
-        shell = inject(
-            {_key(site): projection for site, projection in sites.items()},
-            self.config.tuner,
-            settings,
-            self.config.options,
-        )
+        named = {_key(site): projection for site, projection in sites.items()}
+        shell = inject(named, self.config.tuner, settings, self.config.options)
         object.__setattr__(self, "_shell", shell.train(self.training))
         object.__setattr__(self, "_ties", {site: list(self._tied(site)) for site in sites})
 
