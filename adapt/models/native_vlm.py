@@ -158,14 +158,11 @@ class ChatModel(Adapted[NativeVLM]):
 
         Raises AdaptError for an unknown name and a wrong value.
         """
-        own = self._at_use(**{name: changes.pop(name) for name in ChatAtUse.model_fields if name in changes})
+        named = {name: changes.pop(name) for name in ChatAtUse.model_fields if name in changes}
+        own = with_changes(self.at_use, named)
         if changes:
             super().set_at_use(**changes)
         self.at_use = own
-
-    def _at_use(self, **changes: object) -> ChatAtUse:
-        """Return the settings at use with some `changes`. Raises AdaptError for a wrong value."""
-        return with_changes(self.at_use, changes)
 
     def step(self, inputs: object, labels: Tensor | None = None) -> ChatStep:
         return ChatStep(self, inputs, labels)
@@ -308,7 +305,8 @@ class ChatModel(Adapted[NativeVLM]):
         """
         if not options:
             raise AdaptError("there are no options to choose from: give at least one")
-        return self._options(images, _chats(images, chats), options, self._at_use(**_given(calibrate=calibrate)))
+        at_use = with_changes(self.at_use, _given(calibrate=calibrate))
+        return self._options(images, _chats(images, chats), options, at_use)
 
     def _options(
         self, images: Sequence[ChatImages], chats: Sequence[Chat], options: Sequence[str], at_use: ChatAtUse
@@ -374,7 +372,7 @@ class ChatModel(Adapted[NativeVLM]):
         vlm, tokenizer = self.backbone.vlm, self.backbone.tokenizer
         settings: dict[str, Any] = {"do_sample": False, "eos_token_id": self.ends} | options
         asked, shown, groups = _chats(images, chats), list(images), 1
-        at_use = self._at_use(**_given(debias=debias, alpha=alpha, beta=beta))
+        at_use = with_changes(self.at_use, _given(debias=debias, alpha=alpha, beta=beta))
         if at_use.describe:
             plain, seen = copy(self), [place for place, own in enumerate(images) if own]
             plain.at_use = with_changes(at_use, {"describe": None})
