@@ -35,7 +35,7 @@ from adapt.backbones.tower import Tower, TowerName
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.edits import Bypass, Edit, Parallel
-from adapt.methods.base import KINDS, Context, ImageStep, Method, Step, Terms, Training
+from adapt.methods.base import KINDS, Context, ImageStep, Method, Step, Training
 from adapt.methods.base.traits import ChoosesOnValidation, Reports, SkipsBlocks
 from adapt.methods.das.search import Found, Search, plot_search
 from adapt.methods.zero_shot import TemplateConfig
@@ -302,13 +302,10 @@ def imitate(method: DAS, training: Training) -> float:
     if not (method.config.imitate and bypasses):
         return 0.0
 
-    def loss(step: ImageStep) -> Terms:
-        return {"imitation": lacking_blocks(bypasses, step)}
-
     return training.train(
         "imitating blocks",
         parameters=[each for bypass in bypasses.values() for each in bypass.parameters()],
-        loss=loss,
+        loss=lambda step: {"imitation": lacking_blocks(bypasses, step)},
         epochs=method.config.imitate,
         warmup_epochs=0,
         batch_size=min(IMAGES, training.settings.batch_size),
