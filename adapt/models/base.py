@@ -413,10 +413,7 @@ class Adapted(nn.Module, Generic[B]):
                 "skips cannot be removed"
             )
         backbone: Any = self.backbone
-        _ = (
-            backbone.fingerprint,
-            getattr(backbone, "embed_dim", None),
-        )  # cached now, because both describe the full model
+        _ = backbone.fingerprint, getattr(backbone, "embed_dim", None)  # cached now: both describe the full model
         cut_out(backbone, skipped)
 
     def with_classes(self, class_names: Sequence[str]) -> Self:
