@@ -90,10 +90,8 @@ def build(model: nn.Module, processor: Any, name: str | None = None) -> DualEnco
 
 def _tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, length: int) -> HFText:
     def padded(texts: list[str]) -> Tensor:
-        ids: Tensor = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")[
-            "input_ids"
-        ]
-        return ids
+        rows = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return cast("Tensor", rows["input_ids"])
 
     ours = HFText(tokenizer, length)
     check_tokenizer(ours, padded, type(tokenizer).__name__)
