@@ -81,20 +81,21 @@ def _without_learned(tower: Tower, planned: Plan, x: Tensor) -> Tensor:
 
 def _vision_hook(tower: Tower, edit: Tokens) -> RemovableHandle:
     """Register the hook that puts learned tokens `(k, d)` or `(b, k, d)` behind the patches."""
-    count = edit.values.shape[-2]
-
-    def values(x: Tensor) -> Tensor:
-        return edit.values.to(x.dtype).expand(len(x), -1, -1)
-
-    def append(x: Tensor) -> Tensor:
-        return torch.cat([x, values(x)], dim=1)
-
-    def overwrite(x: Tensor) -> Tensor:
-        return torch.cat([x[:, :-count], edit.over(x[:, -count:], values(x))], dim=1)
-
     if edit.block is None and tower.pre_norm is not None:
-        return _change_input(tower.pre_norm, append)
-    return _before(tower.blocks[edit.block or 0], append if edit.block is None or edit.enters else overwrite)
+        return _change_input(tower.pre_norm, partial(appended, edit))
+    change = appended if edit.block is None or edit.enters else overwritten
+    return _before(tower.blocks[edit.block or 0], partial(change, edit))
+
+
+def appended(edit: Tokens, x: Tensor) -> Tensor:
+    """Return tokens `x` `(b, l, d)` with the learned tokens of an edit, `(k, d)` or `(b, k, d)`, behind them."""
+    return torch.cat([x, edit.values.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
+
+
+def overwritten(edit: Tokens, x: Tensor) -> Tensor:
+    """Return tokens `x` `(b, l, d)`, the last k of which the learned tokens of an edit replace."""
+    count, values = edit.values.shape[-2], edit.values.to(x.dtype).expand(x.shape[0], -1, -1)
+    return torch.cat([x[:, :-count], edit.over(x[:, -count:], values)], dim=1)
 
 
 def _before(block: Block, change: Change) -> RemovableHandle:

@@ -38,6 +38,7 @@ from adapt.engine.blocks import (
 )
 from adapt.engine.hooks import run, watched
 from adapt.engine.plan import Plan, plan
+from adapt.engine.tokens import appended, overwritten
 
 CLASS_ROW = slice(1)
 
@@ -147,14 +148,9 @@ def entered(tower: Tower, planned: Plan, images: Tensor) -> Tensor:
     assert tower.vision is not None  # without it, the fast path does not serve
     x = tower.vision.embed(images)
     if (entering := planned.entering_at(None)) is not None:
-        x = torch.cat([x, _learned(entering.values, x)], dim=1)
+        x = appended(entering, x)
     pre_norm = planned.outer.get("pre_norm", tower.pre_norm)
     return x if pre_norm is None else pre_norm(x)
-
-
-def _learned(values: Tensor, x: Tensor) -> Tensor:
-    """Return learned tokens, `(k, d)` or `(b, k, d)`, expanded to `(b, k, d)` for the batch size of `x`."""
-    return values.to(x.dtype).expand(x.shape[0], -1, -1)
 
 
 def _through(
@@ -178,9 +174,9 @@ def _through(
     last = len(tower.blocks) - 1
     for index in range(first, len(tower.blocks) if until is None else until):
         if (entering := planned.entering_at(index)) is not None:
-            x = torch.cat([x, _learned(entering.values, x)], dim=1)
+            x = appended(entering, x)
         if (edit := planned.overwriting.get(index)) is not None:
-            x = torch.cat([x[:, :-learned], edit.over(x[:, -learned:], _learned(edit.values, x))], dim=1)
+            x = overwritten(edit, x)
         rows = read if index == last and one_row else None
         if index in planned.bypassed:
             x = planned.bypassed[index](x if rows is None else x[:, rows])
