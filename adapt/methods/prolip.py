@@ -77,9 +77,7 @@ class ProLIP(Method[ImageStep]):
     def steps(self, rows: Tensor, labels: Tensor, texts: Tensor) -> Iterator[float]:
         """Train the projection on inputs `(v, n, d)`, v views of n images, and yield the cross-entropy of each step."""
         start, trained = self.proj.clone(), nn.Parameter(self.proj.clone())
-        weight = self.config.weight
-        if weight is None:
-            weight = len(texts) / rows.shape[1]
+        weight = len(texts) / rows.shape[1] if self.config.weight is None else self.config.weight
         optimizer = torch.optim.Adam([trained], lr=self.config.lr, eps=1e-4)
         with torch.inference_mode(False), torch.enable_grad():
             for epoch in range(self.config.epochs):
