@@ -15,13 +15,15 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from random import getrandbits
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 from uuid import uuid4
 
 from fastapi import HTTPException, Request, Response
+from PIL.Image import Image
 from pydantic import BaseModel, Field, field_validator, model_validator
 from starlette.responses import JSONResponse, StreamingResponse
 
+from adapt.backbones.encoded_images import PreparedImage
 from adapt.chats import IMAGE, Chat, Turn
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
@@ -43,12 +45,6 @@ from adapt.serving.predict_requests import (
     wait_for_disconnect,
 )
 from adapt.serving.web import Counted, Mistaken
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from adapt.backbones.encoded_images import PreparedImage
-
 
 _DATA = re.compile(r"data:image/[\w.+-]{1,40};base64,")
 _COLDEST = 0.001  # a temperature below which probabilities are 0 and 1

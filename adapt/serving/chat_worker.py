@@ -12,21 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
+from adapt.backbones.encoded_images import PreparedImage
 from adapt.chats import Chat
 from adapt.common.plain import JsonObject
 from adapt.models.native_vlm import TOGETHER, ChatModel
 from adapt.models.ongoing import OngoingAnswers
 from adapt.serving.worker import Worker
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from adapt.backbones.encoded_images import PreparedImage
 
 _TURN, _LONGEST_TURN = 16, 64  # tokens that a group writes while others wait, and while none does
 _PAUSE = 0.001  # seconds between turns, for threads that wait for the model, as those that load an adapter

@@ -15,19 +15,16 @@ import signal
 import socket
 from http import HTTPStatus
 from types import FrameType
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import uvicorn
 from PIL import PngImagePlugin
 from starlette.types import ASGIApp
+from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from adapt.common.interrupt import ending, stop_elsewhere
-
-if TYPE_CHECKING:
-    from uvicorn.config import Config
-    from uvicorn.server import ServerState
-
 
 _OVERHEAD = 2**16  # maximum bytes of a request beside its body, which may be in chunks
 _OF_CHUNKS = 64  # bytes of a body to each byte more, or chunk more, that it may take
