@@ -24,6 +24,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from adapt import methods
 from adapt.common import devices
 from adapt.common.errors import AdaptError, needing
@@ -66,8 +68,6 @@ class Engine:
 
         Raises AdaptError for options that are the engine's own.
         """
-        import torch
-
         if self.name != "slurm":
             return max(1, torch.get_num_threads() // self.at_once)
         options = dict(self.sbatch)

@@ -6,10 +6,11 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from adapt.common.disk import replacing
 from adapt.common.errors import AdaptError
@@ -18,10 +19,6 @@ from adapt.evaluation import scores
 from adapt.evaluation.learning_curve import LearningCurve
 from adapt.protocols.protocol import Results
 from adapt.protocols.tables import Curve, curves, figure_of, numbered, several_sets
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from PIL import Image
 
 PANELS = 4  # beside each other
 

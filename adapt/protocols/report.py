@@ -18,10 +18,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, Template
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 from pydantic import TypeAdapter
 
 from adapt.common import plain
@@ -30,6 +29,7 @@ from adapt.common.grouping import grouped
 from adapt.common.plain import JsonObject
 from adapt.common.shown import shown, unguarded
 from adapt.common.version import __version__
+from adapt.data.decoding.images import open_image
 from adapt.evaluation import stored
 from adapt.evaluation.boxes import HALF
 from adapt.evaluation.intervals import legend
@@ -51,10 +51,6 @@ from adapt.protocols.plots import DRAWN, compared_methods, coverage_curve, descr
 from adapt.protocols.protocol import Results
 from adapt.protocols.tables import Cells, note_other_images, read_results, table
 from adapt.training.result import Result, read_history
-
-if TYPE_CHECKING:
-    from PIL import Image
-
 
 _RECOMMENDATION = "recommendation.json"
 _Row = dict[str, str]
@@ -236,8 +232,6 @@ def small_image(path: str, turned: bool, boxes: Mapping[str, str] = {}) -> Image
 
     `boxes` are drawn into it: JSON of `NamedBox.plain` by colour. Other texts are passed over.
     """
-    from adapt.data.decoding.images import open_image
-
     try:
         image = open_image(path, turned=turned)
     except AdaptError:
