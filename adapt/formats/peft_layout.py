@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import BaseModel, Field, TypeAdapter
@@ -31,10 +31,8 @@ from adapt.formats.model_card import WithPeft, model_card
 from adapt.methods.base import Method
 from adapt.methods.base.places import Place
 from adapt.methods.lora import LoRA
+from adapt.models.base import Adapted
 from adapt.models.prediction import PLAIN
-
-if TYPE_CHECKING:
-    from adapt.models.base import Adapted
 
 logger = logging.getLogger("adapt")
 

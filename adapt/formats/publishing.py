@@ -6,7 +6,6 @@ import logging
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from adapt.backbones.sources import is_portable
 from adapt.common import hub
@@ -15,9 +14,7 @@ from adapt.common.errors import AdaptError
 from adapt.formats import PEFT_CONFIG, adapter, certificate, peft_layout
 from adapt.formats.adapter import read_header
 from adapt.formats.model_card import model_card
-
-if TYPE_CHECKING:
-    from adapt.models.base import Adapted
+from adapt.models.base import Adapted
 
 logger = logging.getLogger("adapt")
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
@@ -29,12 +29,9 @@ from adapt.formats.export import forms, tracing
 from adapt.formats.export.forms import INPUT, LOGITS, MAP, NUMBER, PRECISE, Graph
 from adapt.methods.base import ImageStep
 from adapt.methods.base.traits import Grades, has_trait
-from adapt.models.base import evaluating
+from adapt.models.base import Adapted, evaluating
 from adapt.models.image_model import ImageModel
 from adapt.models.sets import RAPS
-
-if TYPE_CHECKING:
-    from adapt.models.base import Adapted
 
 logger = logging.getLogger("adapt")
 RECORD, FORMAT = "export.json", 1
