@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,10 +13,7 @@ from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import first_of
 from adapt.common.validation import StrictModel
 from adapt.data.bags import BagPooling
-
-if TYPE_CHECKING:
-    from adapt.data.item import Item
-
+from adapt.data.item import Item
 
 _OBJECTIVE = r"cross-entropy|arcsin|accuracy|gce(\((0?\.[0-9]+|1(\.0+)?)\))?|group\([0-9]{1,2}\)"
 
