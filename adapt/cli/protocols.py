@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
@@ -15,8 +16,6 @@ from adapt.common.shown import readable_bytes
 from adapt.protocols.papers import data_set
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from adapt.protocols.protocol import Protocol, Results
     from adapt.recipe import Recipe
 
@@ -75,13 +74,7 @@ def few_shot(
     data sets, a folder with these for each. After an interruption, repeat the command: finished runs are skipped, and
     an interrupted run continues.
     """
-    from adapt.protocols import protocol as protocols
-
-    def of_set(own: _Options) -> Protocol:
-        chosen = _read(recipe, own, "few_shot", _CLASSES | {"data.shots": "give --shots"})
-        return protocols.few_shot(chosen, common.numbers("shots", counts), _seeds(own))
-
-    _on_each(sets, options, of_set)
+    _on_each("few_shot", recipe, sets, options, counts)
 
 
 @command("few-normal", without=("data", "shots", "seed"))
@@ -114,13 +107,8 @@ def few_normal(
     folder for each object. After an interruption, repeat the command: finished runs are skipped.
     """
     from adapt.data.readers.defect_folder import objects_in
-    from adapt.protocols import protocol as protocols
 
-    def of_set(own: _Options) -> Protocol:
-        chosen = _read(recipe, own, "few_normal", _CLASSES | {"data.shots": "give --shots"})
-        return protocols.few_normal(chosen, common.numbers("shots", counts), _seeds(own))
-
-    _on_each(tuple(each for given in sets for each in objects_in(given)), options, of_set)
+    _on_each("few_normal", recipe, [each for given in sets for each in objects_in(given)], options, counts)
 
 
 @command("base-to-new", without=("data", "seed"))
@@ -137,12 +125,7 @@ def base_to_new(recipe: str, *, sets: _Sets = (), **options: Unpack[_Options]) -
     with these for each. After an interruption, repeat the command: finished runs are skipped, and an interrupted run
     continues.
     """
-    from adapt.protocols import protocol as protocols
-
-    def of_set(own: _Options) -> Protocol:
-        return protocols.base_to_new(_read(recipe, own, "base_to_new", _CLASSES), _seeds(own))
-
-    _on_each(sets, options, of_set)
+    _on_each("base_to_new", recipe, sets, options)
 
 
 @command("cross-dataset", without=("seed",))
@@ -318,32 +301,36 @@ def run(protocol: Protocol, options: _Options) -> Results:
     return results
 
 
-def _on_each(sets: tuple[str, ...], options: _Options, protocol_of: Callable[[_Options], Protocol]) -> None:
-    """Run a protocol on each data set in turn, in a folder of its own if there are several; then print their table.
+def _on_each(name: str, recipe: str, sets: Sequence[str], options: _Options, counts: str | None = None) -> None:
+    """Run the protocol `name` on each data set in turn, in folders of their own if several; then print their table.
 
     Raises AdaptError before any run if a recipe or a data set is wrong, or if two data sets have the same name.
     """
-    from adapt.protocols.protocol import ELEVEN
+    from adapt.protocols import protocol as protocols
     from adapt.protocols.runs import check
 
-    sources = [name for each in sets for name in (ELEVEN if each == "eleven" else [each])]
+    def planned_on(source: str | None, root: str | None) -> Protocol:
+        owned = _CLASSES if counts is None else _CLASSES | {"data.shots": "give --shots"}
+        chosen = _read(recipe, {**options, "data": source, "root": root}, name, owned)
+        shots = [] if counts is None else [common.numbers("shots", counts)]
+        made: Protocol = getattr(protocols, name)(chosen, *shots, _seeds(options))
+        return made
+
+    sources = [each for given in sets for each in (protocols.ELEVEN if given == "eleven" else [given])]
+    root, out = options["root"], options["out"]
     if len(sources) < 2:
-        run(protocol_of({**options, "data": sources[0] if sources else None}), options)
+        run(planned_on(sources[0] if sources else None, root), options)
         return
     names = list(map(common.folder_name, sources))
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    if twice := next((each for each in names if names.count(each) > 1), None):
         raise AdaptError(f"two data sets are called {twice!r}, and each needs a folder of its own in --out: rename one")
-    root, out = options["root"], options["out"]
-    planned = {
-        name: protocol_of({**options, "data": source, "root": root if _needs_root(source) else None})
-        for name, source in zip(names, sources, strict=True)
-    }
-    for protocol in planned.values():
+    planned = [planned_on(source, root if _needs_root(source) else None) for source in sources]
+    for protocol in planned:
         check(protocol.runs)
     results = []
-    for name, protocol in planned.items():
-        click.echo(name)
-        results.append(run(protocol, {**options, "out": out / name}))
+    for called, protocol in zip(names, planned, strict=True):
+        click.echo(called)
+        results.append(run(protocol, {**options, "out": out / called}))
     from adapt.protocols.tables import as_text, table_of_sets
 
     click.echo(f"\n{as_text(table_of_sets(results))}")
