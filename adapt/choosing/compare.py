@@ -29,7 +29,7 @@ from adapt.common import plain
 from adapt.common.devices import one_thread
 from adapt.common.disk import replacing
 from adapt.common.errors import AdaptError
-from adapt.common.progress import Progress, readable_time
+from adapt.common.progress import Progress, counted, readable_time
 from adapt.common.version import __version__
 from adapt.data.item import Item
 from adapt.data.split import Split, by_stratum, folds, parts
@@ -258,7 +258,7 @@ class Comparison:
         """
         split, rows = self._split, list[list[float]]()
         whole = self._on_test(candidate, split.train)
-        for trial in range(TRIALS):
+        for trial in counted(range(TRIALS), TRIALS, progress):
             halves = [random.Random(f"{self._seed} {trial}").sample(split.train, len(split.train))]
             while len(halves) <= HALVINGS and max(map(len, groups := by_stratum(halves[-1]))) > least:
                 halves.append([item for group in groups for item in group[: -(-len(group) // 2)]])
@@ -268,8 +268,6 @@ class Comparison:
                 if least > 1:
                     raise
                 return self.curve(candidate, target, progress, 2)
-            if progress:
-                progress(trial + 1, TRIALS)
         images, classes = len(split.train), len(split.class_names)
         per_group = images / len({item.kept_with for item in split.train})
         return LearningCurve.of([len(half) / classes for half in halves[::-1]], np.array(rows), target, per_group)

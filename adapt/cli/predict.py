@@ -20,12 +20,11 @@ from adapt.common import hub, plain
 from adapt.common.devices import AUTO
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
-from adapt.common.progress import counting_bar
+from adapt.common.progress import counted, counting_bar
 from adapt.common.shown import SEPARATOR, csv_text, shown
 from adapt.formats import distinct_names
 
 if TYPE_CHECKING:
-    from adapt.common.progress import Progress
     from adapt.models.answer import Reasons
     from adapt.models.prediction import Prediction, Query
     from adapt.models.watch import Window, Windows
@@ -278,7 +277,7 @@ def _by_adapters(models: Sequence[Model], query: Query, opened: Opened, count: i
     [model] = models
     if query.together:
         with counting_bar("reading images", True) as bar:
-            answers: Iterable[Any] = list(model.ask(images if bar is None else _counted(images, bar, count), query))
+            answers: Iterable[Any] = list(model.ask(counted(images, count, bar), query))
     else:
         answers = model.ask(images, query)
         if not (query.items or query.explain) and has_trait(model.method, OverSet):
@@ -297,12 +296,6 @@ def _adapters(first: Path, images: Sequence[Path]) -> list[Path]:
     if len(set(adapters)) < len(adapters):
         raise AdaptError(f"an adapter is given twice in {', '.join(map(str, adapters))}: give each adapter once")
     return adapters
-
-
-def _counted(images: Iterable[object], bar: Progress, count: int) -> Iterator[object]:
-    for number, image in enumerate(images, 1):
-        bar(number, count)
-        yield image
 
 
 class Columns:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, TypeVar
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]  # called with the number done and the total
 logger = logging.getLogger("adapt")
 _SECONDS_BETWEEN_LINES = 10.0
@@ -71,6 +72,14 @@ def counting_bar(title: str, show: bool, before: int = 0) -> Iterator[Callable[.
                 logger.info("%s", f"{title}  {done:,} of {total:,}{note and '  ' + note}{left}")
 
         yield report
+
+
+def counted(each: Iterable[T], total: int, progress: Progress | None) -> Iterator[T]:
+    """Yield the elements of an iterable, of which there are `total`, and call `progress`, if given, after each."""
+    for done, one in enumerate(each, 1):
+        yield one
+        if progress is not None:
+            progress(done, total)
 
 
 def _due(before: int) -> Callable[[int, int], str | None]:

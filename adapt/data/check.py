@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, ParamSpec, TypeVar, get_args
 
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.interrupt import end_with_the_parent
-from adapt.common.progress import Progress
+from adapt.common.progress import Progress, counted
 from adapt.data.decoding.files import check_inside, open_file, parted
 from adapt.data.decoding.images import check_image
 from adapt.data.decoding.masks import blank_masks, check_masks, marks_none
@@ -197,10 +197,7 @@ def _of_each(
             count = min(_WORKERS, processors())
             workers = stack.enter_context(ProcessPoolExecutor(count, initializer=end_with_the_parent))
             results = workers.map(look, turned, turned.values(), chunksize=_BATCH)  # type: ignore[assignment]
-        for done, known in enumerate(results, 1):
-            yield known
-            if progress is not None:
-                progress(done, len(turned))
+        yield from counted(results, len(turned), progress)
 
 
 def _refusal(check: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> str:

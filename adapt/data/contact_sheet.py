@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from adapt.common.errors import AdaptError, missing
 from adapt.common.grouping import grouped
-from adapt.common.progress import Progress
+from adapt.common.progress import Progress, counted
 from adapt.data.decoding.images import open_image
 from adapt.data.item import Item
 
@@ -56,7 +56,7 @@ def contact_sheet(
     sheet = Image.new("RGB", (columns * width + _MARGIN, rows * height + _MARGIN), _PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.font = _font(font)
-    for place, (name, group) in enumerate(groups.items()):
+    for place, (name, group) in enumerate(counted(groups.items(), len(groups), progress)):
         row, column = divmod(place, columns)
         left, top = _MARGIN + column * width, _MARGIN + row * height
         caption = f"{name.replace('_', ' ')} ({len(group)})"  # as prompts read names
@@ -64,8 +64,6 @@ def contact_sheet(
         for column in range(per_class):
             chosen = group[column * max(len(group), per_class) // per_class] if column < len(group) else None
             _draw(chosen, sheet, pen, (left + column * (side + _GAP), top + _CAPTION), side)
-        if progress is not None:
-            progress(place + 1, len(groups))
     return sheet
 
 

@@ -18,10 +18,11 @@ from adapt.backbones.load import load_backbone
 from adapt.chats import Chat
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
-from adapt.common.progress import Progress
+from adapt.common.progress import Progress, counted
 from adapt.common.shown import brief
 from adapt.data.decoding.files import parted
 from adapt.data.item import Item
+from adapt.data.readers import parts
 from adapt.data.readers.chats_file import row_of
 from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.split import Split
@@ -101,16 +102,14 @@ class Retriever:
         first = next(split.items())
         if "question" not in first.label.columns or len(first.task.chats(first, "")) > 1 or "boxes" in first.task.needs:
             raise AdaptError(f"{split.name} has {split.task.items_are}: give conversations, or questions about images")
-        rows, draw, total = list[JsonObject](), Random(seed), len(list(split.items()))
-        for part, items in (("train", split.train), ("val", split.val), ("test", split.test)):
-            for item in items:
-                chat, noisy = item.task.chat(item, ""), list[int]()
-                nearest = self.nearest(chat, item.paths, MOST)
-                if right is not None and part == "train":
-                    noisy = self.noisy(nearest, chat.answer, count, right, draw)
-                informed = Item.of(chat=self.before(chat, noisy or nearest[:count]))
-                row = row_of(replace(informed, paths=item.paths), part, split.root)
-                rows.append(row | {"source": {"drawn": bool(noisy), "k": count, "right": right, "seed": seed}})
-                if progress is not None:
-                    progress(len(rows), total)
+        rows, draw = list[JsonObject](), Random(seed)
+        asked = [(part, item) for part in parts.NAMES for item in getattr(split, part)]
+        for part, item in counted(asked, len(asked), progress):
+            chat, noisy = item.task.chat(item, ""), list[int]()
+            nearest = self.nearest(chat, item.paths, MOST)
+            if right is not None and part == "train":
+                noisy = self.noisy(nearest, chat.answer, count, right, draw)
+            informed = Item.of(chat=self.before(chat, noisy or nearest[:count]))
+            row = row_of(replace(informed, paths=item.paths), part, split.root)
+            rows.append(row | {"source": {"drawn": bool(noisy), "k": count, "right": right, "seed": seed}})
         return rows
