@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from io import BytesIO
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from fastapi import HTTPException, Request, Response
@@ -49,16 +49,6 @@ from adapt.serving.worker import Worker
 Checked = TypeVar("Checked", bound=BaseModel)
 Read = TypeVar("Read")
 
-TopK = Annotated[int, Field(ge=1, le=1000, description="Number of classes to return per image.")]
-Threshold = Annotated[float | None, Field(ge=0, le=1, description="Answer none if no class reaches this probability.")]
-Level = Annotated[
-    float | None, Field(gt=0, lt=1, description="Also give the set of classes that holds the true one at this level.")
-]
-WithMaps = Annotated[bool, Field(description="Also say where images look abnormal, by the adapters that draw maps.")]
-Explain = Annotated[bool, Field(description="Also map what the answer of a single adapter rests on.")]
-WithBoxes = Annotated[bool, Field(description="Look for a single adapter's classes in windows, at threshold or 0.9.")]
-Names = Annotated[list[str], Field(max_length=64, description="Adapters to use; without any, the default one.")]
-
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -67,13 +57,21 @@ class Message(BaseModel):
 class Asking(Message):
     """The settings of a request: adapters, the number of classes to return, a threshold, a level of sets, pictures."""
 
-    adapters: Names = []
-    top_k: TopK = 5
-    threshold: Threshold = None
-    sets: Level = None
-    maps: WithMaps = False
-    explain: Explain = False
-    boxes: WithBoxes = False
+    adapters: list[str] = Field(default=[], max_length=64, description="Adapters to use; without any, the default one.")
+    top_k: int = Field(default=5, ge=1, le=1000, description="Number of classes to return per image.")
+    threshold: float | None = Field(
+        default=None, ge=0, le=1, description="Answer none if no class reaches this probability."
+    )
+    sets: float | None = Field(
+        default=None, gt=0, lt=1, description="Also give the set of classes that holds the true one at this level."
+    )
+    maps: bool = Field(
+        default=False, description="Also say where images look abnormal, by the adapters that draw maps."
+    )
+    explain: bool = Field(default=False, description="Also map what the answer of a single adapter rests on.")
+    boxes: bool = Field(
+        default=False, description="Look for a single adapter's classes in windows, at threshold or 0.9."
+    )
 
 
 class ImagesInJson(Asking):
