@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import shlex
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -100,9 +100,9 @@ def read_annotations(path: Path) -> list[Annotation]:
         ) from None
 
 
-def write_annotations(path: Path, annotations: Iterable[Annotation]) -> None:
-    """Write all annotations to the file at `path`, or remove the file if there are none."""
-    if rows := [asdict(annotation) for annotation in annotations]:
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write the rows of a list to the file at `path`, or remove the file if there are none."""
+    if rows:
         write_csv(path, rows)
     else:
         path.unlink(missing_ok=True)
@@ -206,7 +206,7 @@ class Labelling:
         self._tested = applied(self.data, self._annotations[: self._known]).test
         for name, column in ((DATA, "label"), (PROPOSALS, "answer")):
             self._annotations += filled_in(out / name, column, self.split)
-        write_annotations(out / ANNOTATIONS, self._annotations)
+        self._store()
         self._wanted = 0
         self.proposals: list[Proposal] = []
         """The proposals of this round."""
@@ -300,10 +300,10 @@ class Labelling:
             }
             for each in self.left
         ]
-        if rows:
-            write_csv(self.out / PROPOSALS, rows)
-        else:
-            (self.out / PROPOSALS).unlink(missing_ok=True)
+        write_rows(self.out / PROPOSALS, rows)
+
+    def _store(self) -> None:
+        write_rows(self.out / ANNOTATIONS, list(map(asdict, self._annotations)))
 
     def annotate(self, annotation: Annotation) -> None:
         """Store the answer about an image of this round.
@@ -318,7 +318,7 @@ class Labelling:
         if proposal.reviewed:
             applied(self.data, [*self._annotations, annotation])
         self._annotations.append(replace(annotation, proposed=proposal.label))
-        write_annotations(self.out / ANNOTATIONS, self._annotations)
+        self._store()
         if not self.left and self.answers < self._wanted:  # many were skipped
             self._fill()
 
@@ -328,7 +328,7 @@ class Labelling:
             return
         last = self._annotations.pop()
         write_list(self.split, self.out / DATA)  # first, as labels in this list count as filled in by hand
-        write_annotations(self.out / ANNOTATIONS, self._annotations)
+        self._store()
         if not any(each.item.path == last.path for each in self.proposals):  # of an earlier process
             split = self.split
             items = [item for item in (*split.items(), *split.unlabelled) if item.path == last.path]

@@ -100,14 +100,6 @@ def _doubt(row: Mapping[str, str], part: str) -> Doubt:
     return Doubt("; ".join(notes), row[other] if other else "")
 
 
-def _is_text(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _images_in(source: Path) -> list[str]:
     if source.suffix.lower() == ".csv" and source.is_file():
         return [path for path, *_ in read_paths(source)]
@@ -155,11 +147,11 @@ def _further(sources: Sequence[Path], split: Split, progress: bool) -> tuple[Ite
     Broken images and copies are left out, and logged. Raises AdaptError for a source without images.
     """
     known = [*split.items(), *split.unlabelled]
-    listed, paths = {item.path for item in known}, [path for source in sources for path in _images_in(source)]
-    if nameless := sum(not _is_text(path) for path in paths):
-        logger.warning("left out %d images whose names are not UTF-8: rename them", nameless)
-    found = dict.fromkeys(path for path in paths if path not in listed and _is_text(path))
-    new = [Item.of(path=path, turned=split.turned) for path in found]
+    paths = [path for source in sources for path in _images_in(source)]
+    if nameless := [path for path in paths if path.encode(errors="ignore").decode() != path]:
+        logger.warning("left out %d images whose names are not UTF-8: rename them", len(nameless))
+    excluded = {*nameless, *(item.path for item in known)}
+    new = [Item.of(path=path, turned=split.turned) for path in dict.fromkeys(paths) if path not in excluded]
     if not new:
         return ()
     with counting_bar("checking", progress) as bar:
