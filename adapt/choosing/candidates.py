@@ -15,7 +15,7 @@ from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.methods.base import Method
 from adapt.methods.base.traits import DrawsMaps, OverSet, Projects, ReadsHeads, Stream, has_trait, reads_unlabelled
 from adapt.recipe import Recipe, read_recipe
-from adapt.recipe.file import pair, read_file
+from adapt.recipe.file import pair
 from adapt.recipe.shipped import find_recipe, known_recipes, of_method, short
 from adapt.tasks import Task
 from adapt.training.result import Result
@@ -90,8 +90,7 @@ def candidates(
 def _of_recipe(
     name: str, source: str, changes: dict[str, object], every: bool, backbone: Backbone, task: Task, unlabelled: bool
 ) -> list[Candidate]:
-    located = find_recipe(name)
-    file, listed = read_file(located.path, located.name), list[Candidate]()
+    file, listed = find_recipe(name), list[Candidate]()
     variants: dict[str, dict[str, object]] = {name: {}} | file.variants
     plain = read_recipe(name, list(changes.items()), source).new_method().config
     for title, settings in variants.items():

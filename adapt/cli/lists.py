@@ -17,7 +17,6 @@ from adapt.common.shown import readable_bytes, shown
 
 if TYPE_CHECKING:
     from adapt.recipe.file import RecipeFile
-    from adapt.recipe.shipped import Located
 
 
 @command()
@@ -113,27 +112,25 @@ def recipes(
             click.echo("\n".join(f"{each:21} {title}" for each, title in titles.items()))
             click.echo("\nTo show one: adapt recipes NAME --data DATA")
         return
-    located = find_recipe(name)
-    file = read_file(located.path, located.name)
-    described = _described(located, file, data)
+    described = _described(find_recipe(name), data)
     click.echo(plain.dump(described) if as_json else _as_text(described, data))
 
 
-def _described(located: Located, file: RecipeFile, data: str | None) -> dict[str, object]:
+def _described(file: RecipeFile, data: str | None) -> dict[str, object]:
     """Return a recipe's description, command and settings, which are resolved for `data` if `data` is given."""
     from adapt.recipe import read_recipe
     from adapt.recipe.shipped import of_method, short
 
-    protocol = located.path.stem if located.path.stem in _PROTOCOLS else None
-    recipe = short(located.name, protocol)
+    protocol = stem if (stem := Path(file.name).stem) in _PROTOCOLS else None
+    recipe = short(file.name, protocol)
     on = [] if data is None and file.source() else ["--data", data or "DATA"]
     verb = protocol.replace("_", "-") if protocol else "train"
-    described: dict[str, object] = {"name": located.name, "title": file.title, "comment": file.comment}
+    described: dict[str, object] = {"name": file.name, "title": file.title, "comment": file.comment}
     described["command"] = shlex.join(["adapt", verb, recipe, *on, "--out", f"runs/{Path(recipe).stem}"])
-    described["others"] = [name for name in of_method(located.name.partition("/")[0]) if name != located.name]
+    described["others"] = [name for name in of_method(file.name.partition("/")[0]) if name != file.name]
     if data is None:
         return described | {"settings": file.settings, "on": file.on, "expected": file.expected}
-    resolved = read_recipe(located.path, data=data).model_dump(mode="json")
+    resolved = read_recipe(file.name, data=data).model_dump(mode="json")
     return described | {"settings": resolved, "on": {}, "expected": file.expected_on(data)}
 
 

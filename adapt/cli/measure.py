@@ -509,16 +509,14 @@ def verify(
     split, runs = load_data(entry.name, root), None
     if recipe is not None:
         from adapt.protocols.reproduction import RecipeRuns
-        from adapt.recipe.file import read_file
         from adapt.recipe.shipped import find_recipe
 
         given: common.Options = {"data": entry.name, "root": root, "backbone": backbone, "device": device}
-        chosen, located = common.read(recipe, overrides, given, "few_shot"), find_recipe(recipe, "few_shot")
+        chosen, file = common.read(recipe, overrides, given, "few_shot"), find_recipe(recipe, "few_shot")
         if out is None:
             raise AdaptError(f"--recipe {recipe} needs a folder for its training runs: give a folder with --out")
-        departures = read_file(located.path, located.name).under("Departures")
         runs_seeds = tuple(common.numbers("seeds", seeds))
-        runs = RecipeRuns(chosen, located.name, shots, runs_seeds, out, departures, overrides)
+        runs = RecipeRuns(chosen, file.name, shots, runs_seeds, out, file.under("Departures"), overrides)
     elif out is not None or overrides:
         raise AdaptError("--out and --set apply only to a recipe's runs: add --recipe, or leave out --out and --set")
     from adapt.backbones.load import load_backbone

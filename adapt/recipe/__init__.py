@@ -14,7 +14,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.common.validation import StrictModel, explain
 from adapt.data.bags import BagPooling
-from adapt.recipe.file import Override, add_the_sets_own, one_length, read_file, set_key, source_of
+from adapt.recipe.file import Override, add_the_sets_own, one_length, set_key, source_of
 from adapt.recipe.settings import TrainSettings
 from adapt.recipe.shipped import find_recipe
 
@@ -140,9 +140,7 @@ def read_recipe(
     Raises AdaptError for an unknown recipe (with the nearest names), broken YAML, an unknown key (with the nearest
     valid key), an invalid value, and missing data.
     """
-    located = find_recipe(str(recipe), protocol)
-    file = read_file(located.path, located.name)
-    overrides = tuple(overrides)
+    file, overrides = find_recipe(str(recipe), protocol), tuple(overrides)
     changed = source_of({}, overrides)
     if None not in (data, changed) and data != changed:
         raise AdaptError(
@@ -154,13 +152,13 @@ def read_recipe(
     if source is None:
         raise file.needs_data()
     if not isinstance(source, str):
-        return build_recipe(file.settings | {"data": {"source": source}}, located.name)  # raises
+        return build_recipe(file.settings | {"data": {"source": source}}, file.name)  # raises
     raw = ({} if protocol is None else {"calibrate": False}) | file.on_data(source)
     for override in overrides:
         set_key(raw, override)
     one_length(raw, overrides)
     add_the_sets_own(raw, source)
-    return build_recipe(raw, located.name)
+    return build_recipe(raw, file.name)
 
 
 def build_recipe(raw: dict[str, object], where: str) -> Recipe:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -17,20 +16,13 @@ from pathlib import Path
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import brief
 from adapt.methods import names as method_names
+from adapt.recipe.file import RecipeFile, read_file
 
 logger = logging.getLogger("adapt")
 FEW_SHOT = "few_shot"
 _LONGEST = 1024  # characters of a file name
 # the recipes that a protocol can use, the first that exists
 _TAKES = {"domain_generalisation": ("domain_generalisation", "cross_dataset")}
-
-
-@dataclass(frozen=True)
-class Located:
-    """The path of a recipe file, and the name by which error messages refer to the recipe."""
-
-    path: Path
-    name: str
 
 
 def shipped() -> dict[str, Path]:
@@ -69,19 +61,19 @@ def _recipes_in(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
-def find_recipe(name: str, protocol: str | None = None) -> Located:
+def find_recipe(name: str, protocol: str | None = None) -> RecipeFile:
     """Return the recipe file for `name`, which is a path, a recipe's name such as `coop/few_shot`, or a method's name.
 
     A method's name selects the method's recipe for `protocol`, else its few-shot recipe, else its only recipe. Raises
-    AdaptError, which suggests similar names, if `name` does not select a recipe.
+    AdaptError, which suggests similar names, if `name` does not select a recipe, and for an invalid file.
     """
     if len(name) < _LONGEST and Path(name).is_file():
-        return Located(Path(name), name)
+        return read_file(Path(name), name)
     recipes = known_recipes()
     key = name.removeprefix("recipes/").removesuffix(".yaml")
     key = recipe_of(key, protocol) or key
     if key in recipes:
-        return Located(recipes[key], key)
+        return read_file(recipes[key], key)
     method, _, rest = key.partition("/")
     if own := of_method(method):
         if not rest:

@@ -10,7 +10,7 @@ import yaml
 from adapt import AdaptError
 from adapt.recipe import read_recipe
 from adapt.recipe.file import read_file
-from adapt.recipe.shipped import find_recipe, recipe_of, short
+from adapt.recipe.shipped import find_recipe, recipe_of, shipped, short
 
 _TEXT = """\
 # A title
@@ -149,7 +149,7 @@ def test_recipes_by_name(
     monkeypatch.chdir(tmp_path)
     found = find_recipe(name, protocol)
     assert found.name == expected
-    assert found.path.as_posix().endswith(f"recipes/{expected}.yaml")
+    assert found == read_file(shipped()[expected], expected)
     assert find_recipe(short(expected, protocol), protocol) == found
 
 
