@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,8 +35,7 @@ class What(NamedTuple):
 ADAPTER = What("adapter", "fetch or train the adapter again")
 
 
-@dataclass(frozen=True)
-class Described:
+class Described(NamedTuple):
     """The metadata of a safetensors file without the checksum, and separately the recorded checksum, if any."""
 
     metadata: dict[str, str]

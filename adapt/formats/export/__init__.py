@@ -72,8 +72,7 @@ def export(
     if runtime is not None and to != "html":
         raise AdaptError(f"a runtime applies to html, not to {to}: leave out the runtime")
     forms.check_libraries(to)
-    if to == "html":
-        forms.read_runtime(runtime)
+    page_runtime = forms.read_runtime(runtime) if to == "html" else None
     classifier = tracing.exportable(model)
     if to == "html" and model.answers.several:
         raise AdaptError(
@@ -101,8 +100,8 @@ def export(
         record["difference"] = difference
         if data:
             record["measured"] = _measured(classifier, run, data)
-        if runtime is not None:
-            forms.write_page(new, record, forms.read_runtime(runtime))
+        if page_runtime is not None:
+            forms.write_page(new, record, page_runtime)
         write_json(new / RECORD, record)
     return Path(folder)
 
@@ -195,9 +194,8 @@ def _check_names(model: ImageModel, data: Sequence[Item]) -> None:
 def _measured(model: ImageModel, run: Graph, data: Sequence[Item]) -> dict[str, Any]:
     """Return the accuracies of the export and of the model, and the share of images with the same prediction.
 
-    The accuracy of the export has its interval at 95 %.
-
-    If the images have numbers, the mean absolute errors of the predicted numbers are returned as well.
+    The accuracy of the export has its interval at 95 %. If the images have numbers, the mean absolute errors of the
+    predicted numbers are returned as well.
     """
     names = [name for name in (LOGITS, NUMBER) if name == LOGITS or has_trait(model.method, Grades)]
     batches = [(run(pixels), _outputs(model, pixels)) for pixels in model.pixels_of(data, _AT_ONCE)]
