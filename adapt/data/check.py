@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from typing import Literal, NamedTuple, ParamSpec, TypeVar, get_args
 
@@ -189,15 +188,13 @@ def _of_each(
     look: Callable[[str, bool], Known], turned: Mapping[str, bool], progress: Progress | None = None
 ) -> Iterator[Known]:
     """Yield `look(path, flag)` for each path and flag in `turned`, computed in worker processes if there are many."""
-    with ExitStack() as stack:
-        results = map(look, turned, turned.values())
-        if len(turned) >= _FEW:
-            from adapt.data.decoding.decoded import processors
+    if len(turned) < _FEW:
+        yield from counted(map(look, turned, turned.values()), len(turned), progress)
+        return
+    from adapt.data.decoding.decoded import processors
 
-            count = min(_WORKERS, processors())
-            workers = stack.enter_context(ProcessPoolExecutor(count, initializer=end_with_the_parent))
-            results = workers.map(look, turned, turned.values(), chunksize=_BATCH)  # type: ignore[assignment]
-        yield from counted(results, len(turned), progress)
+    with ProcessPoolExecutor(min(_WORKERS, processors()), initializer=end_with_the_parent) as workers:
+        yield from counted(workers.map(look, turned, turned.values(), chunksize=_BATCH), len(turned), progress)
 
 
 def _refusal(check: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> str:

@@ -405,8 +405,7 @@ def reading(columns: frozenset[str]) -> LabelKind:
 
 def known_columns() -> list[str]:
     """Return the columns that the data lists of all tasks may have; `*` at the end of a name stands for any ending."""
-    own = {column for task in _kinds() for column in task.needs | task.may_have}
-    return sorted(own | PLACES)
+    return sorted(PLACES.union(*(task.needs | task.may_have for task in _kinds())))
 
 
 def unknown_columns(columns: Sequence[str]) -> list[str]:

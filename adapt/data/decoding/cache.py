@@ -239,8 +239,7 @@ class FeatureCache:
         ids = [row_id for item in items for row_id in _row_ids(item, views)]
         draws: dict[bytes, Draw] = {}
         for position, row_id in enumerate(ids):
-            seed = int.from_bytes(row_id[:8]) >> 1
-            draws.setdefault(row_id, Draw(position // max(views, 1), seed))
+            draws.setdefault(row_id, Draw(position // max(views, 1), seed=int.from_bytes(row_id[:8]) >> 1))
         folder, rows = None, dict[bytes, Tensor]()
         if key is not None:
             folder = self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
@@ -252,8 +251,7 @@ class FeatureCache:
             if folder is not None:
                 with self._tolerant():
                     for length in sorted({len(row) for row in computed.values()}):  # a shard holds rows of one
-                        alike = {row_id: row for row_id, row in computed.items() if len(row) == length}
-                        _write_shard(folder, alike)
+                        _write_shard(folder, {row_id: row for row_id, row in computed.items() if len(row) == length})
                     _trim(self.directory, self.max_bytes)
             rows |= computed
         return [rows[row_id] for row_id in ids]

@@ -162,18 +162,17 @@ def to_split(
     except AdaptError as error:
         raise AdaptError(f"data {name!r}: {error}") from None
     items = [row.item.labelled(label) for row, label in zip(rows, labels, strict=True)]
-    shares: Sequence[float] | None = None
+    shares: tuple[float, ...] | None = None
     if any(row.part for row in rows) or not (task.mixes_texts or all(item.paths for item in items)):
         part_of = [row.part or ("test" if item.paths else "train") for row, item in zip(rows, items, strict=True)]
     else:
-        part_of, shares = _assigned(items, task, ratios, seed), ratios
+        part_of, shares = _assigned(items, task, ratios, seed), tuple(ratios)
     divided: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for item, part in zip(items, part_of, strict=True):
         divided[part].append(replace(item, turned=turned and bool(item.paths)))
     names = task.class_names(item.label for item in items) if class_names is None else tuple(class_names)
     train, val, test = map(tuple, divided.values())
-    ratios_of = None if shares is None else tuple(shares)
-    return Split(name, names, train, val, test, unlabelled, root=root, ratios=ratios_of)
+    return Split(name, names, train, val, test, unlabelled, root=root, ratios=shares)
 
 
 def _assigned(items: Sequence[Item], task: LabelKind, ratios: Sequence[float], seed: int) -> list[str]:
