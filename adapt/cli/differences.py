@@ -74,8 +74,7 @@ def repeat(
             lines += [] if first.machine else ["unknown    threads, processor and images then: its run is not here"]
             click.echo("\n".join(lines), err=as_json)
 
-        where = Path(temporary) / "run" if out is None else out
-        found = repeated(first, where, changes, progress=not quiet, tell=tell)
+        found = repeated(first, out or Path(temporary) / "run", changes, progress=not quiet, tell=tell)
     left = {key: pair for key, pair in found.facts.items() if not key.startswith(_TOLD_BEFORE)}
     same = not (found.tensors or [key for key in left if not key.startswith("metrics.")])
     verdict = "the same bits" if same else "differs"

@@ -217,8 +217,7 @@ def certify(
         raise AdaptError(f"there is no adapter file at {adapter}: give a .safetensors file, or the folder of a run")
     out = out or certificate.place_of(file)
     check_free(out, "file with --out, or delete it to measure again")
-    model = common.load_adapter(file, backbone, device)
-    found = certificate.measured(model, file, seconds, not quiet)
+    found = certificate.measured(common.load_adapter(file, backbone, device), file, seconds, not quiet)
     write_json(out, told := found.model_dump(mode="json"))
     if as_json:
         click.echo(plain.dump(told, indent=2))

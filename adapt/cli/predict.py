@@ -209,8 +209,7 @@ def predict(
                 pools.check_views((file.called, file.view) for file in files)
             common.set_at_use(model, at_use)
             if sets is not None:
-                promise = model.sets_at(sets, of_items, together).promise(sets, model.class_names)
-                click.echo(promise, err=True)
+                click.echo(model.sets_at(sets, of_items, together).promise(sets, model.class_names), err=True)
         if maps is not None:
             from adapt.cli.map_files import MapFiles
 

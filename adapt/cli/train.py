@@ -177,8 +177,7 @@ def extend(
 
     recipe = extended(run, DataSection(source=data, root=root, names=names), out)
     recipe = recipe if device is None else recipe.model_copy(update={"device": device})
-    result = run_recipe(recipe, out, progress=not quiet)
-    say(result)
+    say(run_recipe(recipe, out, progress=not quiet))
 
 
 STOPPED = 130  # the exit status after Ctrl-C
