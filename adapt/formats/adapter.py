@@ -219,8 +219,7 @@ def save(model: Adapted, path: str | Path) -> Path:
     }
     for part, own in others.items():
         tensors |= {_PREFIXES[part] + name: tensor.contiguous() for name, tensor in own.items()}
-    header = header_of(model).model_dump()
-    metadata = {key: plain.dump(value) for key, value in header.items() if value is not None}
+    metadata = {key: plain.dump(value) for key, value in header_of(model).model_dump().items() if value is not None}
     with replacing(path) as temporary:
         tensor_file.write(tensors, temporary, metadata)
     return Path(path)

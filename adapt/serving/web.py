@@ -213,9 +213,8 @@ class Around:
             if not status:
                 await problem(scope["path"], "the server is shutting down", 503)(scope, receive, sending)
         finally:
-            path = getattr(
-                scope.get("route"), "path", "other"
-            )  # the route, because the path that was sent may be anything
+            # the route, because the path that was sent may be anything
+            path = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(path, status or 500).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
 
