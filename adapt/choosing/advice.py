@@ -183,10 +183,7 @@ def _confused(held_out: Sequence[Item], winner: Compared) -> list[ListedImage]:
 
 
 def _suspects(split: Split, features: Tensor) -> list[ListedImage]:
-    """Return the training images that resemble another class much more than their own class.
-
-    An image is listed only if its class has at least three other images.
-    """
+    """Return the training images, of classes with three others, that resemble another class much more than theirs."""
     labels = split.task.numbers(split.train, split.class_names)
     votes = _votes(features, labels, len(split.class_names))
     most, likeliest = votes.max(-1)

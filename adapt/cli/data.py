@@ -126,10 +126,7 @@ def check(
 
 
 def _tokens(items: Sequence[Item], name: str, turned: bool) -> tuple[str, list[Finding]]:
-    """Return a line about the tokens that items take as conversations, and a finding that lists those too long.
-
-    Raises AdaptError for a model that has no conversations.
-    """
+    """Return a line about the tokens that items take as conversations, and a finding that lists those too long."""
     from adapt.data.checks import Finding, ListRow
 
     model, task = _reading_model(None, name, "cpu", turned), tasks.of(items)

@@ -239,10 +239,7 @@ def _lists_pairs(query: str) -> bool:
 
 
 def _older(index: Index, model: ImageModel, device: str) -> ImageModel:
-    """Return the index's own backbone, between whose queries and those of `model` --slerp interpolates.
-
-    Raises AdaptError if the adapter of `model` does not map into the index's feature space.
-    """
+    """Return the index's own backbone, between whose queries and those of `model` --slerp interpolates."""
     from adapt.methods.base.space import space_of
 
     if space_of(model.method) is None:

@@ -342,11 +342,7 @@ def _needs_root(spec: str) -> bool:
 
 
 def _read(recipe: str, options: _Options, protocol: str, owned: dict[str, str]) -> Recipe:
-    """Return the recipe for a protocol.
-
-    Raises AdaptError if --set changes the seed, or a key in `owned`, which the protocol itself sets, and says instead
-    what `owned` has for the key.
-    """
+    """Return the recipe for a protocol, which itself sets the seed and what is `owned`, whose values say what to do."""
     owned = {"seed": "give --seeds"} | owned
     for override in options["overrides"]:
         key = override.partition("=")[0]

@@ -131,10 +131,7 @@ def say(result: Result, plots: Path | None = None) -> None:
 
 
 def _keeping(share: float, recipe: Recipe, overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """Return `overrides` plus the settings for --keep-flops, which skips blocks until `share` of the FLOPs remains.
-
-    Raises AdaptError if the recipe's method has no setting `keep_flops`, or if an override chooses the skipped blocks.
-    """
+    """Return `overrides` plus the settings for --keep-flops, which skips blocks until `share` of the FLOPs remains."""
     if "keep_flops" not in methods.find(recipe.method["name"]).Config.model_fields:
         raise AdaptError(
             f"--keep-flops does not apply to this recipe, whose method {recipe.method['name']} has no setting "

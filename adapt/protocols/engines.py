@@ -159,10 +159,7 @@ class Engine:
                 ray.shutdown()
 
     def _start(self, ray: ModuleType) -> None:
-        """Connect to the Ray cluster at `address`, or start a local cluster with threads for all parallel runs.
-
-        Raises AdaptError if there is no cluster at `address`, or if no node of the cluster has enough CPUs for a run.
-        """
+        """Connect to the Ray cluster at `address`, or start a local cluster with threads for all parallel runs."""
         quiet = {"log_to_driver": False, "include_dashboard": False}
         if self.address is None:
             ray.init(num_cpus=self.threads * self.at_once, **quiet)

@@ -284,10 +284,7 @@ def run_protocol(
 
 
 def _earlier(protocol: Protocol, out: Path) -> list[Row]:
-    """Return the rows of finished runs in `out` that `protocol` does not make again, and that have all its figures.
-
-    Raises AdaptError if the results in `out` are of another recipe.
-    """
+    """Return the rows of finished runs in `out` that `protocol` does not make again, and that have all its figures."""
     file = out / f"{protocol.name}.json"
     if not file.exists():
         return []

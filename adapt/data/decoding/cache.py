@@ -63,10 +63,7 @@ def _read_shards(folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
 
 
 def _write_shard(folder: Path, rows: Mapping[bytes, Tensor]) -> None:
-    """Write the features (d,) in `rows` to a new shard in `folder`.
-
-    Raises AdaptError if the shard cannot be written; in that case no incomplete file is left.
-    """
+    """Write the features (d,) in `rows` to a new shard in `folder`, whole or not at all."""
     ids = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(-1, ID_BYTES)
     features = torch.stack(list(rows.values()))
     content = save({"ids": ids, "features": features})

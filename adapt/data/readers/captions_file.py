@@ -156,10 +156,7 @@ def _of_karpathy(entry: object) -> object:
 
 
 def _of_coco(images: list[dict[str, object]], annotations: list[object], where: str) -> list[object]:
-    """Return COCO's images as a list of {image, caption}, where `caption` is a list of all captions of the image.
-
-    Raises AdaptError for a malformed image or annotation, and for a caption with an unknown image id.
-    """
+    """Return COCO's images as a list of {image, caption}, where `caption` is a list of all captions of the image."""
     texts: dict[object, list[object]] = {}
     for number, image in enumerate(images, 1):
         match image:

@@ -80,10 +80,7 @@ def _by_variants(data: Published, home: Path) -> Split:
 
 
 def _by_synsets(data: Published, home: Path) -> Split:
-    """Return ImageNet, -Sketch (1,000 classes), -A or -R (200 classes), from class folders named by WordNet ids.
-
-    The class folders of ImageNetV2 are named by class numbers, starting from 0.
-    """
+    """Return ImageNet, -Sketch, -A or -R from class folders named by WordNet ids, or V2 from numbers, from 0 on."""
     names = _class_names(home / data.lists[0])
     if data.layout == "numbers":
         return _by_folders(data, home, [str(label) for label in range(len(names))], list(names.values()))
