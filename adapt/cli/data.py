@@ -274,7 +274,7 @@ def filter_by_perplexity(
         str | None, "Native vision-language model that reads the answers (see `adapt backbones`)."
     ] = None,
     adapter: Annotated[Path | None, "Adapter of the model that reads the answers."] = None,
-    keep: Annotated[float, Option("Share of training items kept.", min=0, max=1, min_open=True)],
+    keep: Annotated[float, Option("Share of training items kept.", kind=click.FloatRange(0, 1, min_open=True))],
     out: Annotated[Path, "JSONL file of conversations to write."],
     device: common.RunsOn = AUTO,
 ) -> None:

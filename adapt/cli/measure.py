@@ -189,7 +189,9 @@ def certify(
     adapter: Path,
     *,
     out: Annotated[Path | None, "New .json file.  [default: NAME.certificate.json beside NAME.safetensors]"] = None,
-    seconds: Annotated[float, Option("Time to measure one image, and 32 at once, each.", min=0, min_open=True)] = 30.0,
+    seconds: Annotated[
+        float, Option("Time to measure one image, and 32 at once, each.", kind=click.FloatRange(0, min_open=True))
+    ] = 30.0,
     backbone: common.OfAdapter = None,
     device: common.RunsOn = AUTO,
     quiet: common.Quiet = False,

@@ -55,8 +55,6 @@ class Option:
     flag: str | None = None
     min: float | None = None
     max: float | None = None
-    min_open: bool = False
-    max_open: bool = False
     kind: click.ParamType | None = None
     metavar: str | None = None
     callback: Callable[[click.Context, click.Parameter, Any], Any] | None = None
@@ -113,7 +111,7 @@ def _param(name: str, hint: Any, default: object) -> click.Parameter:
         shared["type"] = of.kind
     elif of.min is not None or of.max is not None:
         ranged = click.IntRange if kind is int else click.FloatRange
-        shared["type"] = ranged(of.min, of.max, min_open=of.min_open, max_open=of.max_open)  # type: ignore[arg-type]
+        shared["type"] = ranged(of.min, of.max)  # type: ignore[arg-type]
     if kind is bool or not (required or default in (None, ())):
         shared |= {"default": default, "show_default": default is not None and default is not False}
     flag = of.flag or f"--{name.replace('_', '-')}"

@@ -43,10 +43,7 @@ def train(
         float | None,
         Option(
             "Skip blocks until at most this share of operations is left (short for --set method.keep_flops=SHARE).",
-            min=0,
-            max=1,
-            min_open=True,
-            max_open=True,
+            kind=click.FloatRange(0, 1, min_open=True, max_open=True),
         ),
     ] = None,
     out: common.RunOut = None,
