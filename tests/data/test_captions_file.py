@@ -100,7 +100,7 @@ IMAGE = {"id": 1, "file_name": "a.jpg"}
         ([{"image": "a.jpg", "text": "what?", "label": "koala"}], "entry 1: label is 'koala', which seems to be a"),
         ([{"image": "a.jpg", "caption": "a", "correct": False}], "entry 1: correct is False, which seems to be a"),
         ([{"image": "a.jpg", "caption": "a", "split": ["test"]}], "entry 1: unknown split ['test']"),
-        ([PLAIN[0], {"image": "b.jpg", "caption": "b"}], "b.jpg' has no split, but other images have a split"),
+        ([PLAIN[0], {"image": "b.jpg", "caption": "b"}], "b.jpg' has no split, but others have one"),
         ([PLAIN[0], {**PLAIN[0], "split": "test"}], "a.jpg' is of two parts, 'train' and 'test'"),
         (
             {"images": [IMAGE], "annotations": [{"image_id": 2, "caption": "a"}]},

@@ -235,7 +235,7 @@ def test_a_folder_with_texts_beside_its_images(tmp_path: Path) -> None:
     (tmp_path / "train/1.txt").write_text("a dog")
     Image.new("RGB", (8, 8)).save(tmp_path / "loose.png")
     (tmp_path / "loose.txt").write_text("a fish")
-    with pytest.raises(AdaptError, match=r"loose\.png' is in none of these folders"):
+    with pytest.raises(AdaptError, match=r"loose\.png' has no split, but others have one"):
         load(tmp_path)
 
 

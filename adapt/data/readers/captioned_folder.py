@@ -11,7 +11,7 @@ from adapt.data.readers import parts
 from adapt.data.readers.base import FolderReader
 from adapt.data.readers.folder import images_in, subfolders
 from adapt.data.readers.lines import read_lines
-from adapt.data.readers.rows import Listed, listed, to_split
+from adapt.data.readers.rows import Listed, check_parts, listed, to_split
 from adapt.data.split import Split
 
 
@@ -33,12 +33,7 @@ def read_captioned_folder(root: str | os.PathLike[str], ratios: Sequence[float] 
             )
         part = parts.part_of(os.path.relpath(path, root).split(os.sep)[0])
         rows += [listed(path, {"text": line}, part if part in parts.NAMES else "") for line in lines]
-    if len({bool(row.part) for row in rows}) == 2:
-        loose = next(row.item.path for row in rows if not row.part)
-        raise AdaptError(
-            f"image folder {root!r} has folders for train, val or test, but {loose!r} is in none of these folders: "
-            "move the image into one of them"
-        )
+    check_parts(rows, f"image folder {root!r}", "Move it into one of the folders for these")
     return to_split(os.path.basename(root), root, rows, None, ratios, seed)
 
 

@@ -21,6 +21,7 @@ from adapt.data.readers.rows import (
     TEXT,
     Listed,
     check_listed_once,
+    check_parts,
     listed,
     one_each,
     renamed,
@@ -84,12 +85,7 @@ def pairs_of(content: object, where: str, source: str, folder: str, ratios: Sequ
     note_remarks([entry for entry in entries if isinstance(entry, dict)], _READ, where)
 
     def read() -> Split:
-        if len({bool(row.part) for row in rows}) == 2:
-            loose = next(row.item.path for row in rows if not row.part)
-            raise AdaptError(
-                f"{where}: {loose!r} has no split, but other images have a split. Give every image a split, or none at "
-                "all"
-            )
+        check_parts(rows, where, "Give every image a split, or none")
         check_listed_once(rows, where)
         name = os.path.basename(source).split(".json")[0]
         return to_split(name, folder, one_each(rows, folder, where), None, ratios, seed)

@@ -40,7 +40,7 @@ from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
-from adapt.data.readers.rows import IMAGES, Listed, renamed, to_split, without_rows
+from adapt.data.readers.rows import IMAGES, Listed, check_parts, renamed, to_split, without_rows
 from adapt.data.split import Split
 
 logger = logging.getLogger("adapt")
@@ -229,8 +229,7 @@ def split_of(rows: Sequence[object], where: str, source: str, folder: str, store
     def read() -> Split:
         if not problems:  # otherwise rows have other numbers
             check_one_task(listed, where)
-        if len({bool(row.part) for row in listed}) == 2:
-            raise AdaptError(f"{where}: some rows have a split and others have none. Give it to every row, or to none")
+        check_parts(listed, where, "Give it to every row, or to none")
         return to_split(Path(source).stem, folder, listed, None, parts.RATIOS, seed=0)
 
     return without_rows(problems, read)

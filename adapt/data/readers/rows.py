@@ -81,6 +81,13 @@ def renamed(rows: Iterable[Any], columns: Mapping[str, str], where: str) -> list
     return rows
 
 
+def check_parts(rows: Sequence[Listed], where: str, advice: str) -> None:
+    """Raise AdaptError, which ends with the `advice`, if some rows name their part (train, val, test), others none."""
+    named = {bool(row.part): row.item.name for row in reversed(rows)}
+    if len(named) == 2:
+        raise AdaptError(f"{where}: {named[False]!r} has no split, but others have one: train, val or test. {advice}")
+
+
 def in_bags(rows: Sequence[Listed], where: str) -> list[Listed]:
     """Return `rows` in which the images of each bag are one item. The items of a bag keep the place of its first image.
 

@@ -31,7 +31,7 @@ from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.readers.lines import UNREADABLE, read_lines
-from adapt.data.readers.rows import IMAGES, Listed, listed, to_split
+from adapt.data.readers.rows import IMAGES, Listed, check_parts, listed, to_split
 from adapt.data.split import Split
 
 logger = logging.getLogger("adapt")
@@ -83,11 +83,7 @@ def read_tar_shards(spec: str) -> Split:
         from adapt.data.readers.chats_file import check_one_task
 
         check_one_task(rows, f"tar shards {spec!r}: sample")
-    if len({bool(part) for part in part_of.values()}) == 2:
-        loose = next(shard for shard, part in part_of.items() if not part)
-        raise AdaptError(
-            f"tar shards {spec!r}: {loose!r} is of no part, and others are of train, val or test. Name it so"
-        )
+    check_parts(rows, f"tar shards {spec!r}", "Name its shard so")
     return to_split(Path(folder).name, folder, rows, class_names, parts.RATIOS, seed=0)
 
 
