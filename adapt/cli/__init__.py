@@ -134,14 +134,11 @@ class _Commands(CommandGroup):
             except FileNotFoundError:  # libraries fail without saying why
                 raise AdaptError("the current folder no longer exists: change to another one") from None
             return super().main(*args, **kwargs)
-        except AdaptError as error:
-            click.echo(f"Error: {shown(error)}", err=True)
-            sys.exit(2)
-        except (OSError, RuntimeError, MemoryError, ImportError) as error:
-            lacking = _lacking(error)
-            if lacking is None:
+        except (AdaptError, OSError, RuntimeError, MemoryError, ImportError) as error:
+            told = shown(error) if isinstance(error, AdaptError) else _lacking(error)
+            if told is None:
                 raise
-            click.echo(f"Error: {lacking}", err=True)
+            click.echo(f"Error: {told}", err=True)
             sys.exit(2)
 
 

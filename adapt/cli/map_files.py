@@ -46,8 +46,7 @@ class MapFiles:
         """Draw the colours over all images, and say what they compare."""
         if not self._written:
             return
-        highest = [told["highest"] for told in self._written]
-        of_all = ends_of_colour(self._middles, highest, self._threshold)
+        of_all = ends_of_colour(self._middles, [told["highest"] for told in self._written], self._threshold)
         for told in self._written:
             ends = (0.0, told["highest"]) if self._explain else of_all
             with Image.open(told["scores"]) as scores, Image.open(told["overlay"]) as picture:
