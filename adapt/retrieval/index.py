@@ -247,8 +247,7 @@ def _index(
             progress(done, len(entries))
     by = Space.of(model.backbone).model_dump(exclude={"size"})
     size = features[0].shape[-1]  # fewer than all where the adapter answers with fewer
-    dim = size if size < _size(model) else None
-    header = IndexHeader(kind=kind, adapter=identity_of(model), dim=dim, **by)
+    header = IndexHeader(kind=kind, adapter=identity_of(model), dim=size if size < _size(model) else None, **by)
     return Index(header, tuple(entries), torch.cat(features))
 
 

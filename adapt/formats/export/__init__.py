@@ -110,8 +110,7 @@ def described(model: ImageModel, to: str, file: str, int8: bool) -> dict[str, ob
     """Return the content of export.json without measurements. Raises AdaptError if the preprocessing is custom code."""
     size = model.backbone.preprocess.size
     number = {"name": NUMBER, "type": "float32", "shape": ["batch"]}
-    threshold = pixel_threshold(model)
-    drawn = {"name": MAP, "type": "float32", "shape": ["batch", size, size], "threshold": threshold}
+    drawn = {"name": MAP, "type": "float32", "shape": ["batch", size, size], "threshold": pixel_threshold(model)}
     return {
         "format": FORMAT,
         "to": to,
