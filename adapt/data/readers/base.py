@@ -30,9 +30,8 @@ class Reader:
 
     def claims(self, spec: str) -> bool:
         """Return whether this reader accepts the data set `spec`, after opening as few files as possible."""
-        if self.suffixes:
-            return spec.endswith(self.suffixes) and os.path.isfile(spec)
-        return bool(self.prefix) and spec.startswith(self.prefix)
+        named = bool(self.prefix) and spec.startswith(self.prefix)
+        return named or (spec.endswith(self.suffixes) and os.path.isfile(spec))
 
     reads: ClassVar[Callable[..., Split]]
     """A function that reads what is behind the prefix, for `read`; it is given a root as well unless there is none."""

@@ -199,8 +199,6 @@ class HuggingFace(Reader):
     takes = "hf:NAME or a .parquet"
     reads = staticmethod(read_hugging_face)
     prefix = "hf:"
+    suffixes = (".parquet",)
     root = "may"
     takes_columns = True
-
-    def claims(self, spec: str) -> bool:
-        return spec.startswith(self.prefix) or (spec.endswith(".parquet") and os.path.isfile(spec))
