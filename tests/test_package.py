@@ -64,7 +64,7 @@ def test_what_is_heavy_and_seldom_needed_is_an_extra() -> None:
 
 def test_the_extras_that_messages_name_are_declared() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"].keys()
-    places = {"missing": 2, "needing": 2, "common.check_installed": 1}  # of the extra among the arguments
+    places = {"missing": 2, "needing": 2, "check_installed": 1}  # of the extra among the arguments
     calls = [
         (node, places.get(ast.unparse(node.func)))
         for path in MODULES

@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, g
 import click
 
 from adapt.common import plain
-from adapt.common.errors import AdaptError, missing
+from adapt.common.errors import AdaptError
 from adapt.common.shown import unseen
 
 if TYPE_CHECKING:
@@ -255,12 +254,6 @@ def set_at_use(model: Model, changes: Sequence[str]) -> None:
         if not key.startswith("use."):
             raise AdaptError(f"--set {key}: expected use.KEY=VALUE, because the adapter's other settings are learned")
     model.set_at_use(**{key.removeprefix("use."): value for key, value in pairs})
-
-
-def check_installed(what: str, extra: str, *libraries: str) -> None:
-    """Raise AdaptError, before any long work is done, if a library of an extra that `what` needs is not installed."""
-    if absent := [name for name in libraries if find_spec(name) is None]:
-        raise missing(what, ", ".join(absent), extra)
 
 
 def numbers(what: str, text: str, kind: type[Number] = int) -> list[Number]:

@@ -11,7 +11,7 @@ import click
 from adapt.cli import options as common
 from adapt.cli.options import REQUIRED, Argument, Option, command
 from adapt.common.disk import check_writable, write_text
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, check_installed
 from adapt.common.shown import readable_bytes
 from adapt.protocols.papers import data_set
 
@@ -414,7 +414,7 @@ def table(
     if runs and (against is not None or plots):
         raise AdaptError("--against and --plot are for results of protocols, which have several seeds: leave them out")
     if plots:
-        common.check_installed("--plot", "plot", "matplotlib")
+        check_installed("--plot", "plot", "matplotlib")
     for path in plots:
         if path.suffix not in (".png", ".svg", ".pdf"):
             raise AdaptError(f"--plot {path} has the suffix {path.suffix or 'none'!r}; expected .png, .svg or .pdf")
@@ -450,7 +450,7 @@ def report(runs: tuple[Path, ...], *, out: Annotated[Path, "HTML file to write."
     The page is a single self-contained file with tables, curves, confusion matrices, and the wrong predictions that the
     models made with the highest confidence.
     """
-    common.check_installed("a report", "plot", "matplotlib")
+    check_installed("a report", "plot", "matplotlib")
     from adapt.protocols.report import report as page
 
     check_writable(out)

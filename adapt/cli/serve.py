@@ -12,7 +12,7 @@ import click
 from adapt.cli import options as common
 from adapt.cli.options import Argument, Option, command
 from adapt.common.devices import AUTO
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, check_installed
 from adapt.common.shown import shown
 
 _OF_A_PAGE = ("fastapi", "uvicorn", "httptools")
@@ -65,7 +65,7 @@ def serve(
       adapt serve coop=runs/coop lora=runs/lora --folder runs --port 9000
       adapt serve --index photos.safetensors
     """
-    common.check_installed("adapt serve", "serve", *_OF_A_SERVER)
+    check_installed("adapt serve", "serve", *_OF_A_SERVER)
     token = None if token_file is None else _token(token_file)
     listening = listening_at(host, port)
     with listening:
@@ -160,7 +160,7 @@ def label(
       adapt label photos/ --adapter runs/first --out runs/labels --propose 100
     """
     if propose is None:
-        common.check_installed("the page of adapt label", "serve", *_OF_A_PAGE)
+        check_installed("the page of adapt label", "serve", *_OF_A_PAGE)
     from adapt.labelling.labelling import PROPOSALS, Labelling
 
     labelling = Labelling(run, images, out, device or AUTO, progress=not quiet)

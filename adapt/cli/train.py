@@ -25,7 +25,7 @@ from adapt.cli.options import Option, command
 from adapt.common import devices
 from adapt.common.devices import AUTO, is_launched, is_main
 from adapt.common.disk import check_outside
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, check_installed
 from adapt.common.interrupt import ending, handled
 from adapt.common.shown import readable_bytes
 
@@ -83,7 +83,7 @@ def train(
     if ((resume or plot) and folder is None) or (resume and out is None):
         raise AdaptError("--resume and --plot need the run's directory: give --out FOLDER")
     if plot:
-        common.check_installed("--plot", "plot", "matplotlib")
+        check_installed("--plot", "plot", "matplotlib")
     overrides += ("watch=true",) * watch
     if keep_flops is not None:
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from adapt.common.shown import one_line
 
@@ -19,6 +20,12 @@ class AdaptError(Exception):
 def missing(what: str, library: str, extra: str) -> AdaptError:
     """Return an AdaptError saying that `what` needs `library`, with the pip command for adapt's extra `extra`."""
     return AdaptError(f'{what} needs {library}: pip install "adapt-vlm[{extra}]"')
+
+
+def check_installed(what: str, extra: str, *libraries: str) -> None:
+    """Raise AdaptError, before any long work is done, if a library of an extra that `what` needs is not installed."""
+    if absent := [name for name in libraries if find_spec(name) is None]:
+        raise missing(what, ", ".join(absent), extra)
 
 
 @contextmanager

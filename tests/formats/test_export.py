@@ -344,7 +344,7 @@ def test_settings_are_checked_before_anything_is_written(
 def test_a_missing_library_is_named_with_its_extra(
     open_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forms, "find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setattr("adapt.common.errors.find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(AdaptError, match=r'--to onnx needs onnxscript: pip install "adapt-vlm\[export\]"'):
         export(model_of(open_clip), tmp_path / "out")
 

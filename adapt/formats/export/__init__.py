@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adapt.backbones.base import Backbone
 from adapt.common.disk import new_folder, write_json
-from adapt.common.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError, check_installed, nearest
 from adapt.common.shown import brief
 from adapt.data import Item
 from adapt.evaluation.intervals import of_share
@@ -71,7 +71,7 @@ def export(
         raise AdaptError(f"int8 applies to onnx and html, not to {to}: leave out int8")
     if runtime is not None and to != "html":
         raise AdaptError(f"a runtime applies to html, not to {to}: leave out the runtime")
-    forms.check_libraries(to)
+    check_installed(f"--to {to}", "openvino" if to == "openvino" else "export", *forms.LIBRARIES.get(to, ()))
     page_runtime = forms.read_runtime(runtime) if to == "html" else None
     classifier = tracing.exportable(model)
     if to == "html" and model.answers.several:

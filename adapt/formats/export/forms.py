@@ -13,7 +13,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.resources import files
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +23,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from adapt.common.disk import write_text
-from adapt.common.errors import AdaptError, missing
+from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.shown import readable_bytes
 
@@ -37,14 +36,7 @@ DATA = f"{ONNX}.data"  # the weights of a graph from 1.5 GiB on, by torch's rule
 INPUT, LOGITS, NUMBER, MAP = "images", "logits", "number", "map"
 _OF_ONNX = ("onnx", "onnxscript", "onnxruntime")
 _LONGEST_MESSAGE = 2**31 - 1  # bytes of a protobuf message, the format of ONNX
-_LIBRARIES = {"onnx": _OF_ONNX, "html": _OF_ONNX, "openvino": (*_OF_ONNX, "openvino")}
-
-
-def check_libraries(form: str) -> None:
-    """Raise AdaptError if a library that writes or runs the format `form` is not installed."""
-    absent = [name for name in _LIBRARIES.get(form, ()) if find_spec(name) is None]
-    if absent:
-        raise missing(f"--to {form}", " and ".join(absent), "openvino" if form == "openvino" else "export")
+LIBRARIES = {"onnx": _OF_ONNX, "html": _OF_ONNX, "openvino": (*_OF_ONNX, "openvino")}
 
 
 def write_torch(program: ExportedProgram, folder: Path, names: Sequence[str]) -> Graph:
