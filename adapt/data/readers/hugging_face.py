@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adapt.common.errors import AdaptError, missing
+from adapt.common.errors import AdaptError, needing
 from adapt.common.shown import SEPARATOR, brief, first_of, one_line
 from adapt.data.decoding.files import Stored
 from adapt.data.decoding.inline import images_in
@@ -121,10 +121,8 @@ def _class_names(feature: Any) -> list[str] | None:
 
 def _tables(source: str) -> dict[str, Dataset]:
     """Return the data set `source` as {part: table}, where the parts have adapt's names (train, val, test)."""
-    try:
+    with needing("Hugging Face data", "the library datasets", "hf-data"):
         import datasets
-    except ImportError:
-        raise missing("Hugging Face data", "the library datasets", "hf-data") from None
     try:
         if source.endswith(".parquet"):
             loaded = datasets.load_dataset("parquet", data_files=source)

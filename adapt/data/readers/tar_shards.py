@@ -30,7 +30,7 @@ from adapt.data.decoding.files import is_address, tar_member, tar_places
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.folder import IMAGE_SUFFIXES
-from adapt.data.readers.lines import UNREADABLE, read_lines
+from adapt.data.readers.lines import UNREADABLE, read_lines, readable
 from adapt.data.readers.rows import IMAGES, Listed, check_parts, listed, to_split
 from adapt.data.split import Split
 
@@ -190,10 +190,8 @@ def _listed(sample: _Sample, kind: str, class_names: tuple[str, ...] | None) -> 
         return [listed(sample.images[0], {"text": line.strip()}) for line in text.splitlines() if line.strip()]
     from adapt.data.readers.chats_file import listed_row
 
-    try:
+    with readable(f"{sample.where} has a .json that"):
         row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise AdaptError(f"{sample.where} has a .json that cannot be read: {error}") from error
     home = os.path.join(os.path.dirname(sample.shard), "")
     if isinstance(row, dict):
         row = {key: value for key, value in row.items() if key not in (*IMAGES, "split")}
