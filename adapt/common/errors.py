@@ -38,6 +38,15 @@ def needing(what: str, library: str, extra: str) -> Iterator[None]:
 
 
 @contextmanager
+def noting(problems: list[str]) -> Iterator[None]:
+    """Append the message of an AdaptError in the `with` block, which then ends, to `problems`."""
+    try:
+        yield
+    except AdaptError as error:
+        problems.append(str(error))
+
+
+@contextmanager
 def unpanicked(what: str) -> Iterator[None]:
     """Turn a panic of a library in Rust, such as a tokenizer, in the `with` block into an AdaptError about `what`.
 

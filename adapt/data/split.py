@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Literal, TypeAlias, get_args
 
-from adapt.common.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError, nearest, noting
 from adapt.common.grouping import grouped
 from adapt.common.shown import first_of, unseen
 from adapt.data.bags import has_bags
@@ -58,12 +58,10 @@ class Split:
     unseen: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = list[str]()
         for check in _CHECKS:
-            try:
+            with noting(problems):
                 check(self)
-            except AdaptError as error:
-                problems.append(str(error))
         if problems:
             raise InconsistentError(problems, self)
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, noting
 from adapt.common.shown import brief
 from adapt.data.decoding.files import Stored, is_address, under
 from adapt.data.decoding.inline import rows_of
@@ -76,10 +76,8 @@ def pairs_of(content: object, where: str, source: str, folder: str, ratios: Sequ
     """Return the pairs in the `content` of `source`, as `read_captions_file` does."""
     rows, problems, entries = list[Listed](), list[str](), _entries(content, where)
     for number, entry in enumerate(entries, 1):
-        try:
+        with noting(problems):
             rows += _pairs(entry, folder, f"{where}: entry {number}")
-        except AdaptError as error:
-            problems.append(str(error))
     if not entries:
         raise AdaptError(f"{where} list no images; expected at least one")
     note_remarks([entry for entry in entries if isinstance(entry, dict)], _READ, where)

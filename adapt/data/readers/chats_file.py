@@ -30,7 +30,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adapt.chats import IMAGE, Chat, Role, Turn
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, noting
 from adapt.common.plain import JsonObject
 from adapt.common.shown import brief, first_of
 from adapt.data.decoding.files import Stored, is_address, under
@@ -214,11 +214,8 @@ def split_of(rows: Sequence[object], where: str, source: str, folder: str, store
         raise AdaptError(f"{where} have no rows")
     listed, problems, objects = list[Listed](), list[str](), list[JsonObject]()
     for number, (row, own) in enumerate(zip(rows, stored, strict=True), 1):
-        try:
+        with noting(problems):
             listed.append(listed_row(row, f"{where} row {number}", folder, f"{source}!{number}", own))
-        except AdaptError as error:
-            problems.append(str(error))
-        else:
             assert isinstance(row, dict)
             objects.append(row)
     note_remarks(objects, _READ.union(_OPENAIS), where)

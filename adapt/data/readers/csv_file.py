@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from adapt.common.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError, nearest, noting
 from adapt.common.shown import SEPARATOR, unguarded
 from adapt.data.decoding.files import parted, region, under
 from adapt.data.item import Item, LabelKind, filled, known_columns, no_label, number, reading, unknown_columns
@@ -223,13 +223,9 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[s
                 logger.warning("%s line %d: %s is read as a number with decimals", where, reader.line_num, cell)
             if _DECIMAL_COMMA.fullmatch(cell):
                 record[column] = cell.replace(".", "").replace(",", ".")
-        try:
+        with noting(problems):
             line = f"{where} line {reader.line_num}"
-            row = row_of(_cells(record, line), task, folder, line)
-        except AdaptError as error:
-            problems.append(str(error))
-        else:
-            yield row
+            yield row_of(_cells(record, line), task, folder, line)
 
 
 def task_of(columns: Collection[str], where: str) -> LabelKind:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adapt.common.errors import AdaptError, needing
+from adapt.common.errors import AdaptError, needing, noting
 from adapt.common.shown import SEPARATOR, brief, first_of, one_line
 from adapt.data.decoding.files import Stored
 from adapt.data.decoding.inline import images_in
@@ -85,11 +85,9 @@ def read_hugging_face(
     task, listed, problems = task_of(known, where), list[Listed](), list[str]()
     for number, row in enumerate(rows, 1):
         place = f"{where} row {number}"
-        try:
+        with noting(problems):
             cells = {name: _text(row.get(name), name, (*task.images, *task.files), place) for name in known}
             listed.append(row_of(cells, task, folder, place))
-        except AdaptError as error:
-            problems.append(str(error))
     names, name = labels.get("label"), source.rstrip("/")
     return without_rows(problems, lambda: split_of_lines(listed, where, name, folder, ratios, seed, names))
 
