@@ -150,7 +150,18 @@ def test_what_enters_pays() -> None:
 
 
 # what a label says to everybody; its fields are its task's own
-SAID_BY_LABELS = {"class_names", "columns", "files", "identity", "renamed", "stratum", "task", "unit", "words"}
+SAID_BY_LABELS = {
+    "caption",
+    "class_names",
+    "columns",
+    "files",
+    "identity",
+    "renamed",
+    "stratum",
+    "task",
+    "unit",
+    "words",
+}
 
 
 @pytest.mark.parametrize("module", [module for module in FILES if not module.startswith("adapt.tasks")])

@@ -30,7 +30,7 @@ from adapt.data.readers.rows import (
 )
 from adapt.data.split import Split
 
-_READ = (*IMAGES, *TEXT, "label", "split", "url")
+_READ = (*IMAGES, *TEXT, "split", "url")
 _RESTVAL = "restval"  # in Karpathy's split of COCO: more training images
 _EXPECTED = (
     f'expected {{"image": PATH, "caption": TEXT or [TEXT, ...]}}, perhaps with "split" (the image also as '
@@ -51,10 +51,11 @@ def read_captions_file(
     The file has one of three formats. The first is a list, or JSON Lines, of objects with the keys `image` (or `path`,
     `file_name`), `caption` (or `captions`, `text`), and optionally `split`; a caption is a text or a list of texts. The
     second is COCO's `{"images": ..., "annotations": ...}`, and the third is Karpathy's `{"images": [...]}` with
-    `sentences`. An object with the key `label` too is an image of that class, which its one caption describes. Image
-    paths are relative to `root`, by default the file's folder, and must stay under `root`. Without `split`, images are
-    divided by `ratios` (train, val, test) and `seed`. `columns` has keys of listed objects with what they are called
-    here (see `adapt.data.load`).
+    `sentences`. An object with a `caption` and a `label` is an image of that class, which its one caption describes.
+
+    Image paths are relative to `root`, by default the file's folder, and must stay under `root`. Without `split`,
+    images are divided by `ratios` (train, val, test) and `seed`. `columns` has keys of listed objects with what they
+    are called here (see `adapt.data.load`).
 
     Raises AdaptError, naming the entry, for any other format, an empty caption, an image without a caption, and if only
     some entries have a split.
@@ -112,7 +113,8 @@ def _pairs(entry: object, folder: str, where: str) -> list[Listed]:
     texts = texts if isinstance(texts, list) else [texts]
     if not (image and isinstance(image, str) and all(isinstance(each, str) and each.strip() for each in texts)):
         raise AdaptError(f"{where} is {brief(entry)}; {_EXPECTED}")
-    check_keys(fields, _READ, where)
+    label = fields.get("label") if "caption" in fields else None  # beside another key, it may be an answer
+    check_keys(fields, _READ if label is None else (*_READ, "label"), where)
     if stored := [each for each in texts if isinstance(each, Stored)]:
         raise AdaptError(f"{where}: the caption is an image, {brief(stored[0])}: say which columns are read")
     if "question_id" in fields and "text" in fields:
@@ -128,7 +130,6 @@ def _pairs(entry: object, folder: str, where: str) -> list[Listed]:
     if part:
         part = "train" if part == _RESTVAL else parts.read(part, where)
     path = under(folder, image, where)
-    label = fields.get("label")
     if label is None:
         return [listed(path, {"text": text.strip()}, part) for text in texts]
     if not (isinstance(label, str) and label.strip() and len(texts) == 1):
