@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import is_typeddict
 
 from adapt.common import plain
@@ -17,8 +17,10 @@ from adapt.common.shown import brief
 S = TypeVar("S", bound=BaseModel)
 
 
-class StrictModel(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True):
+class StrictModel(BaseModel):
     """The base class of settings: unknown keys, NaN and infinities are errors, and values cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def explain(model: type[BaseModel], error: ValidationError, where: str, listed_by: str = "") -> str:
