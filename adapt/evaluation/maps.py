@@ -132,7 +132,7 @@ def scored_with_maps(model: Adapted, items: Sequence[Item], inference: Inference
     masked = any(item.label.files for item in items)
 
     def answered(step: Any) -> tuple[Tensor, Tensor]:
-        logits, maps = model.logits_and_maps(step)
+        logits, maps = model.logits_and_maps(step.inputs)
         return logits, maps if masked else maps.flatten(1).amax(-1)[:, None, None]
 
     batches = list(inference.of_batches(model, items, answered))

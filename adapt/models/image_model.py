@@ -372,8 +372,11 @@ class ImageModel(Adapted[E]):
         maps = [each.map.scores for each in self.ask(images, query, batch_size, urls=urls)]
         return torch.stack(maps) if maps else torch.empty(0, 1, 1)
 
-    def logits_and_maps(self, step: ImageStep, explain: bool = False) -> tuple[Tensor, Tensor]:
-        """Return logits `(b, n_classes)`, and anomaly or, with `explain`, decisive maps `(b, h, w)` on the CPU."""
+    def logits_and_maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits `(b, n_classes)`, and anomaly maps `(b, h, w)` on the CPU, for images `(b, 3, h, w)`."""
+        return self._logits_and_maps(ImageStep(self, pixels))
+
+    def _logits_and_maps(self, step: ImageStep, explain: bool = False) -> tuple[Tensor, Tensor]:
         if explain:
             from adapt.models.occlusion import rests_on
 
@@ -432,7 +435,7 @@ class ImageModel(Adapted[E]):
         if watch is not None and watch.features is not None:  # whose method answers from features alone
             frozen = self.backbone_features(pixels)
         step = ImageStep(self, pixels if frozen is None or query.maps else Encoded(frozen))
-        logits, maps = self.logits_and_maps(step, query.explain) if query.maps else (self.answers.of(step), None)
+        logits, maps = self._logits_and_maps(step, query.explain) if query.maps else (self.answers.of(step), None)
         features, numbers = step.features if query.features else None, self.grades(logits)
         draws = trait(self.method, DrawsMaps)
         p_values = None if draws is None else draws.p_values(step)
