@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from adapt.common import plain
 from adapt.common.devices import described
@@ -38,10 +38,8 @@ UNTIMED, FEWEST, MOST = 3, 5, 1000  # calls before the clock runs, and calls tha
 ENOUGH = 100  # calls; of fewer, the 99th percentile is the slowest one
 
 
-class Latency(BaseModel):
+class Latency(BaseModel, frozen=True, strict=True, allow_inf_nan=False):
     """The duration of a call with so many `images`, in milliseconds: the 50th and the 99th percentile of all `runs`."""
-
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
     images: int = Field(ge=1)
     runs: int = Field(ge=1)
@@ -49,15 +47,13 @@ class Latency(BaseModel):
     p99_ms: float = Field(gt=0)
 
 
-class Certificate(BaseModel):
+class Certificate(BaseModel, frozen=True, strict=True, allow_inf_nan=False):
     """What answering with an adapter costs on the `machine`, whose hardware, threads and libraries are named.
 
     `adapter` is the checksum in the header of the adapter file, and `measured` says what a call is. The peak memory is
     that of the whole process since its start, with Python and the backbone, and for an accelerator also that of its own
     tensors. `operations` are the floating-point operations of a call with one image (see `adapt.evaluation.flops`).
     """
-
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
     adapter: str
     method: str

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from adapt.backbones import fingerprint
@@ -31,10 +31,8 @@ from adapt.models.building import at_most
 FORMAT = 1
 
 
-class _Record(BaseModel):
+class _Record(BaseModel, frozen=True, strict=True, allow_inf_nan=False):
     """The content of the file that records which blocks and tensors were removed from the backbone."""
-
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
     format: int
     skipped: tuple[str, ...]

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from adapt.common import plain
@@ -38,10 +38,8 @@ _WHAT = tensor_file.What("index", "make the index again with `adapt index`")
 _NEARLY_ALIKE = 1e-6  # sines of angles below which linear interpolation is used
 
 
-class IndexHeader(BaseModel):
+class IndexHeader(BaseModel, extra="forbid"):
     """The metadata of a search index, such as the backbone and the adapter with which the features were computed."""
-
-    model_config = ConfigDict(extra="forbid")
 
     index_format: Literal["1"] = "1"
     kind: Kind
