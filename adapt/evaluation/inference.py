@@ -70,7 +70,11 @@ class Inference:
 
     def decisions(self, model: Adapted, items: Sequence[Item]) -> Iterator[Decision]:
         """Return an iterator over batches that give the most probable class of each item and its probability."""
-        return (decided(batch, model.class_names) for batch in self.logits(model, items))
+        return self.decided(model, self.logits(model, items))
+
+    def decided(self, model: Adapted, logits: Iterable[Tensor]) -> Iterator[Decision]:
+        """Return an iterator over batches that give the most probable class of each logits row and its probability."""
+        return (decided(batch, model.class_names) for batch in logits)
 
     def of_batches(self, model: Adapted, items: Sequence[Item], answer: Callable[[Any], Answer]) -> Iterator[Answer]:
         """Yield the result of `answer(step)` for each batch of items, in evaluation mode and without gradients."""
