@@ -96,11 +96,15 @@ class ProKeR(Method[ImageStep], Grid):
             texts = doubled(training.classifier.class_features())
         rows = doubled(self.x)
         remainder = F.one_hot(labels, len(texts)).to(rows) - rows @ texts.T
-        values, vectors = torch.linalg.eigh(similarities(rows, rows, self.setting("beta")))
+        values, vectors = torch.linalg.eigh(self._kernel(rows, rows))
         return _Regression(values, vectors, vectors.T @ remainder)
 
+    def _kernel(self, features: Tensor, rows: Tensor) -> Tensor:
+        """Return the similarities `(b, s)` of unit-length features `(b, e)` and `rows` `(s, e)`."""
+        return similarities(features, rows, self.setting("beta"))
+
     def logits(self, step: ImageStep) -> Tensor:
-        kernel = similarities(step.features.to(self.x.dtype), self.x, self.setting("beta"))
+        kernel = self._kernel(step.features.to(self.x.dtype), self.x)
         return step.cosine_logits(step.class_features) + step.scale * (kernel @ self.alpha)
 
 
