@@ -181,7 +181,7 @@ def test_paths_of_a_csv_start_from_root(tmp_path: Path) -> None:
         ("file,label\na.png,a\n", "unknown column 'file'; did you mean 'path'? Rename the column"),
         ("Image_Path,label\na.png,a\n", "unknown column 'Image_Path'; did you mean 'path'?"),
         ("path,class\na.png,a\n", "unknown column 'class'; did you mean 'label'?"),
-        ("path,label,weight\na.png,a,3\n", "unknown column 'weight'; none of the 25 valid names is similar: docs/own"),
+        ("path,label,weight\na.png,a,3\n", "unknown column 'weight'; none of the 26 valid names is similar: docs/own"),
         ("path,label\na.png,a\nb.png\n", "line 3: more or fewer cells"),
         ("path,label\na.png,cat, wild\n", "line 2: more or fewer cells"),
         ("path,label\na.png, \n", "none of the 1 images has a label. Label some of each class"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from contextlib import nullcontext
-from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
@@ -171,7 +170,7 @@ def test_an_empty_file_of_tensors(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(corrupt.put_together("{}", b""))
     described = tensor_file.describe(tmp_path / "x.safetensors")
     assert (described.metadata, described.checksum) == ({}, None)
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError):
         described.checksum = "x"  # type: ignore[misc]
 
 

@@ -17,6 +17,7 @@ from adapt import AdaptError, methods
 from adapt.cli import main
 from adapt.data import Item, Split
 from adapt.tasks.classes import Class
+from adapt.testing import CHECKS, check_method
 
 COLOURS = {"red": (200, 20, 20), "blue": (20, 20, 200)}
 CLASSES = ("blue_thing", "red_thing")
@@ -67,6 +68,11 @@ def test_the_term_is_the_cosine_distance_to_the_descriptions(photos: Path) -> No
     assert seen[-1][0] < 0.8 * seen[0][0]  # learned
     assert not any("projection" in name for name in model.method.state_dict())
     assert model.method.loss(model.step(torch.zeros(1, 3, 64, 64), torch.zeros(1).long())).keys() == {"cross_entropy"}
+
+
+def test_it_holds_the_contract(photos: Path) -> None:
+    split = described(adapt.data.load(photos))
+    assert check_method(methods.GPT4Image, None, replace(split, val=split.test)) == [check.__name__ for check in CHECKS]
 
 
 def test_images_without_a_description_teach_their_class(photos: Path, caplog: pytest.LogCaptureFixture) -> None:

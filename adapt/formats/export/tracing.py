@@ -42,8 +42,6 @@ def _reason_against(model: ImageModel) -> str | None:
         return f"it predicts from {method.views + 1} random views of an image, and a graph has one image"
     if has_trait(method, Stream):
         return "its predictions depend on earlier images, which a graph does not remember"
-    if (draws := trait(method, DrawsMaps)) and not draws.decides:
-        return "it had too few good images for a threshold, and would call every image normal: train it with more"
     if type(method).infer is not Method.infer:
         return "it takes steps at test time, which a graph cannot contain"
     if backbone.as_decoded:
