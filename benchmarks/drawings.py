@@ -44,9 +44,9 @@ def zero_shot(class_names: Sequence[str] = ()) -> AdaptedModel:
     return model
 
 
-def trained(recipe: Recipe, split: Split) -> AdaptedModel:
-    """Return the recipe's method on the bundled CLIP, trained on `split`."""
-    model = build(recipe, split.class_names, backbone())
+def trained(recipe: Recipe, split: Split, on: DualEncoder | None = None) -> AdaptedModel:
+    """Return the recipe's method on the bundled CLIP, or `on` another one, trained on `split`."""
+    model = build(recipe, split.class_names, on or backbone())
     assert isinstance(model, AdaptedModel)
     fit_plan(plan_of(recipe, model, split), None)
     return model.eval()
