@@ -93,7 +93,9 @@ def test_what_is_refused(photos: Path) -> None:
         adapt.fit(model, described(split).train, epochs=1)
 
 
-def test_a_folder_is_described_with_its_classes_and_read_again(photos: Path, tmp_path: Path) -> None:
+def test_a_folder_is_described_with_its_classes_and_read_again(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out = tmp_path / "described.jsonl"
     options = ["--labels", "--backbone", "mini-vlm", "--tokens", "12", "--out", str(out)]
     result = CliRunner().invoke(main, ["data", "describe", str(photos), *options], catch_exceptions=False)
@@ -106,6 +108,7 @@ def test_a_folder_is_described_with_its_classes_and_read_again(photos: Path, tmp
         )
         assert all(item.label.caption for item in own)  # type: ignore[attr-defined]
     assert split.class_names == plain.class_names
+    assert "ignored: source (10 rows)" in caplog.text
 
 
 def test_descriptions_are_a_column_and_labels_alone_are_identified_as_before(photos: Path, tmp_path: Path) -> None:

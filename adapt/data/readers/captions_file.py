@@ -81,7 +81,7 @@ def pairs_of(content: object, where: str, source: str, folder: str, ratios: Sequ
             rows += _pairs(entry, folder, f"{where}: entry {number}")
     if not entries:
         raise AdaptError(f"{where} list no images; expected at least one")
-    note_remarks([entry for entry in entries if isinstance(entry, dict)], _READ, where)
+    note_remarks([entry for entry in entries if isinstance(entry, dict)], (*_READ, "label"), where)
 
     def read() -> Split:
         check_parts(rows, where, "Give every image a split, or none")
