@@ -253,7 +253,7 @@ def _values(results: Results) -> dict[str, Value]:
     by_seed = grouped((row["seed"], row["test"]) for row in results["runs"])
     averages = [mean(each) for each in by_seed.values() if len(each) == len(groups)]
     alike = len(averages) == len(by_seed) > 1
-    average = Value(_of(results, "mean")["average"], stdev(averages) if alike else None, len(averages))
+    average = Value(_of(results, "mean")["average"], stdev(averages) if alike else None, max(1, len(averages)))
     return {str(group["setting"]): _value(group, "test") for group in groups} | {"average": average}
 
 
