@@ -6,6 +6,8 @@ import warnings
 
 import pytest
 import torch
+from scipy.special import expit, logit
+from scipy.stats import t
 from sklearn.metrics import average_precision_score, f1_score
 
 from adapt.data import Item
@@ -64,6 +66,21 @@ def test_as_many_probabilities_as_labels() -> None:
     for every in (False, True):  # half a label is left, so that the bias is finite
         share = float((logits.double() + prior_bias(logits, torch.full_like(labels, every))).sigmoid().mean())
         assert share == pytest.approx(abs(every - 1 / (2 * labels.numel())), rel=1e-4)
+
+
+def test_the_interval_of_the_mean_average_precision_is_that_of_its_merits_on_the_scale_of_shares() -> None:
+    draw = torch.Generator().manual_seed(0)
+    truth = torch.rand(60, 3, generator=draw) < 0.4
+    probabilities = (truth * 0.4 + torch.rand(60, 3, generator=draw)).clamp(0.01, 0.99)
+    items = [Item.of(path=f"{number}.png", labels=("a",)) for number in range(60)]
+    found = MultiLabelScores.of(items, probabilities, truth, NAMES[:3])
+    ranked = found.mean_average_precision
+    low, high = found.intervals["mean_average_precision"]
+    half = t.ppf(0.975, 59) * float(found.merits.std()) / 60**0.5
+    assert (low, high) == pytest.approx(
+        [float(expit(logit(ranked) + end / (ranked * (1 - ranked)))) for end in (-half, half)], rel=1e-6
+    )
+    assert 0.05 < high - low < 0.2
 
 
 def test_the_merit_of_an_image_is_its_influence_on_the_mean_average_precision() -> None:
