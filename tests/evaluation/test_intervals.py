@@ -54,6 +54,23 @@ def test_a_figure_that_does_not_vary_has_no_interval() -> None:
     assert exact.reported()["text"] == "MAE 0, Spearman 1.000, Pearson 1.000, R² 1.000"
 
 
+def test_figures_of_numbers_do_not_depend_on_their_unit_and_have_intervals() -> None:
+    draw = torch.Generator().manual_seed(0)
+    targets = torch.rand(40, generator=draw)  # a range below 1
+    answers = torch.stack([targets + 0.2 * torch.randn(40, generator=draw), torch.ones(40)], 1)
+    items = [Item.of(path=f"{number}.png", label="a") for number in range(40)]
+    small = GradedScores.of(items, answers, targets, ["a"])
+    large = GradedScores.of(items, 100 * answers, 100 * targets, ["a"])
+    assert small.intervals.keys() == {"accuracy", "mean_absolute_error", "spearman", "pearson", "r2"}
+    for name in ("spearman", "pearson", "r2"):
+        assert small.figures()[name] == pytest.approx(large.figures()[name], abs=1e-5)
+        assert 0.3 < small.figures()[name] < 0.95
+        low, high = small.intervals[name]
+        assert low < small.figures()[name] < high
+    assert 100 * small.figures()["mean_absolute_error"] == pytest.approx(large.figures()["mean_absolute_error"])
+    assert small.compared_by.beside.keys() == {"spearman", "r2"}
+
+
 def test_the_difference_of_two_models_is_that_of_their_pairs() -> None:
     one, other = scores("y" * 70 + "y" * 12 + "n" * 4 + "n" * 14), scores("y" * 70 + "n" * 12 + "y" * 4 + "n" * 14)
     found = difference(one, other)
