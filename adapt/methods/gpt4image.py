@@ -74,10 +74,10 @@ class GPT4Image(LearnsAside, LoRA[ImageStep]):
         try:
             reader = training.alone(self.config.reader).classifier
             reader.check_encodes_texts()
+            texts = list(dict.fromkeys(item.label.caption for item in described))
+            features = reader.text_features(texts).float()
         except AdaptError as error:
             raise AdaptError(f"gpt4image: method.reader is {self.config.reader!r}: {error}") from error
-        texts = list(dict.fromkeys(item.label.caption for item in described))
-        features = reader.text_features(texts).float()
         self._read = dict(zip(texts, features, strict=True))
         backbone = training.model.backbone
         assert isinstance(backbone, ImageEncoder)

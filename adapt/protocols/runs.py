@@ -153,16 +153,15 @@ def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
     here = recipe.model_copy(update={"device": run.recipe.device})
     split, known = listed_data(here), folder / DATA
     identity = split.identity
-    if run.after is not None:
-        earlier = (out / run.after.name / "adapter.safetensors").read_bytes()
-        identity |= {"start": hashlib.sha256(earlier).hexdigest()}
+    if run.after is not None and (earlier := out / run.after.name / "adapter.safetensors").is_file():
+        identity |= {"start": hashlib.sha256(earlier.read_bytes()).hexdigest()}
     if not finished:
         whole = decodable(split, here, progress=False)
         run_recipe(here, folder, resume=started.is_file(), progress=False, split=whole, track=track)
         write_json(known, identity)
     elif known.is_file():
         before = stored.read(known, dict[str, object], "data of a finished run")
-        if changed := [key for key, value in before.items() if value != identity.get(key)]:
+        if changed := [key for key, value in before.items() if value != identity.get(key, value)]:
             data = f"images, labels or names of classes of {recipe.data.source!r} have changed"
             what = "the adapter that it goes on from was trained again" if changed == ["start"] else data
             raise AdaptError(

@@ -65,6 +65,8 @@ def test_one_image_decides_nothing(
         export(model, tmp_path / "page", "html")
     export(model, tmp_path / "graph", "torch")
     assert "call every image normal: read the map alone" in caplog.text
+    with pytest.raises(AdaptError, match=r"false_alarms 0.5 needs 1 or more good images, .*there are 0: give more"):
+        trained(1, false_alarms=0.5)
 
 
 def test_images_kept_apart_give_the_threshold_of_split_conformal_prediction() -> None:
