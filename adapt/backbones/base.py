@@ -232,8 +232,8 @@ class Backbone:
         """Move the model to `device`; on the CPU, float16 becomes float32: it is slow there, and has no loss scaler."""
         with outside_inference_mode():
             self.model.to(device)
-            halves = (each for each in self.model.parameters() if each.dtype == torch.float16)
-            if torch.device(device).type == "cpu" and next(halves, None) is not None:
+            in_half = any(each.dtype == torch.float16 for each in self.model.parameters())
+            if in_half and torch.device(device).type == "cpu":
                 self.model.float()
         return self
 

@@ -378,10 +378,9 @@ def describe(
     """
     from adapt.labelling.describing import Describer
 
-    settings: dict[str, Any] = {} if prompt is None else {"prompt": prompt}
-    if labels:
-        settings["known"] = _classes(load(str(photos)), photos)
-    rows = _written(photos, out, Describer, settings, **made)
+    known = _classes(load(str(photos)), photos) if labels else {}
+    settings = {"known": known} | ({} if prompt is None else {"prompt": prompt})
+    rows = _written(photos, out, Describer, settings, list(known), **made)
     click.echo(f"{out}  {len(rows):,} captions; their root is {photos}")
 
 
@@ -390,7 +389,7 @@ def _classes(split: Split, photos: Path) -> dict[str, dict[str, str]]:
     split.check_classes()
     return {
         os.path.relpath(item.path, photos): {"label": item.answer} | ({} if split.ratios else {"split": part})
-        for part in ("train", "val", "test")
+        for part in common.PARTS
         for item in getattr(split, part)
     }
 
@@ -427,14 +426,15 @@ def pairs(
 
 
 def _written(
-    photos: Path, out: Path, kind: type[RowMaker], settings: dict[str, Any], **made: Unpack[_Made]
-) -> list[dict[str, object]]:
-    """Write the rows that a maker of `kind` makes of the images in a folder, and return them."""
+    photos: Path, out: Path, kind: type[RowMaker], settings: dict[str, Any], names: Sequence[str] = (),
+    **made: Unpack[_Made],
+) -> list[dict[str, object]]:  # fmt: skip
+    """Write the rows that a maker of `kind` makes of the images `names` in a folder, by default all; return them."""
     from adapt.labelling.describing import write_rows
 
     if not (made["resume"] and out.exists()):
         check_free(out, "file")
-    names = [*settings.get("known", ())] or [os.path.relpath(path, photos) for path in images_in(str(photos))]
+    names = names or [os.path.relpath(path, photos) for path in images_in(str(photos))]
     if not names:
         raise AdaptError(f"{photos} has no image: give a folder of images")
     model = _reading_model(made["adapter"], made["backbone"], made["device"], turned=True)

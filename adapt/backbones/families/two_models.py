@@ -48,8 +48,9 @@ def with_language_model(
 ) -> VisionLLM:
     """Return a vision LLM that combines the vision tower of `encoder` with the causal language model `spec`.
 
-    `spec` is hf:NAME, a folder or mini-lm. The language model keeps the precision of its checkpoint. Raises AdaptError
-    if `encoder` encodes no images by itself, or if the language model cannot be loaded.
+    `spec` is hf:NAME, a folder or mini-lm. The language model has the precision of its checkpoint until the whole is
+    moved (see `Backbone.to`). Raises AdaptError if `encoder` encodes no images by itself, or if the language model
+    cannot be loaded.
     """
     from transformers import AutoTokenizer
 
