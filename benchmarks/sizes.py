@@ -116,7 +116,7 @@ def _row(case: str, models: Sequence[AdaptedModel], splits: Sequence[Split]) -> 
     for model, split in zip(models, splits, strict=True):
         for way, shares in evaluate(model, split.test).figures()["recall"].items():
             figures[way].append(torch.tensor(shares["1"]))
-        if not isinstance(model.backbone, EmbeddingVLM):  # whose tokens tell no groups of drawings apart
+        if not isinstance(model.backbone, EmbeddingVLM):  # whose tokenizer reads two names of classes alike
             classes = model.with_classes(drawings(SEEN).class_names)
             figures["zero-shot"].append(torch.tensor(evaluate(classes, drawings(SEEN).test).accuracy))
         figures["twins"].append(preferred(model, split.test))

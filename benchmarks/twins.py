@@ -52,7 +52,7 @@ def _row(case: str, models: Sequence[AdaptedModel]) -> Row:
             figures[f"twins, {spec}"].append(preferred(model, items))
             for way, shares in (evaluate(model, items).figures()["recall"]).items():
                 figures[f"{way}, {spec}"].append(torch.tensor(shares["1"]))
-        if not isinstance(model.backbone, EmbeddingVLM):  # whose tokens tell no groups of drawings apart
+        if not isinstance(model.backbone, EmbeddingVLM):  # whose tokenizer reads two names of classes alike
             classes = model.with_classes(drawings(SEEN).class_names)
             figures["zero-shot"].append(torch.tensor(evaluate(classes, drawings(SEEN).test).accuracy))
     return row_of(case, {name: per_cent(values) for name, values in figures.items()})

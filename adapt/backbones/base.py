@@ -232,9 +232,9 @@ class Backbone:
         """Move the model to `device`; on the CPU, float16 becomes float32: it is slow there, and has no loss scaler."""
         with outside_inference_mode():
             self.model.to(device)
-            in_half = any(each.dtype == torch.float16 for each in self.model.parameters())
-            if in_half and torch.device(device).type == "cpu":
-                self.model.float()
+            for each in (*self.model.parameters(), *self.model.buffers()):
+                if each.dtype == torch.float16 and each.device.type == "cpu":
+                    each.data = each.data.float()
         return self
 
 

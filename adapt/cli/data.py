@@ -378,14 +378,17 @@ def describe(
     """
     from adapt.labelling.describing import Describer
 
-    known = _classes(load(str(photos)), photos) if labels else {}
+    known = _classes(photos) if labels else {}
     settings = {"known": known} | ({} if prompt is None else {"prompt": prompt})
     rows = _written(photos, out, Describer, settings, list(known), **made)
     click.echo(f"{out}  {len(rows):,} captions; their root is {photos}")
 
 
-def _classes(split: Split, photos: Path) -> dict[str, dict[str, str]]:
+def _classes(photos: Path) -> dict[str, dict[str, str]]:
     """Return the class of each labelled image in a folder, and its part if the folder has parts, by its name there."""
+    if not photos.is_dir():
+        raise AdaptError(f"{photos} is no folder: --labels describes a folder with a folder of each class")
+    split = load(str(photos))
     split.check_classes()
     return {
         os.path.relpath(item.path, photos): {"label": item.answer} | ({} if split.ratios else {"split": part})

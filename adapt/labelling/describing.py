@@ -135,7 +135,7 @@ class Describer(RowMaker):
 
     @property
     def source(self) -> JsonObject:
-        return super().source | {"prompt": self.prompt}
+        return super().source | {"prompt": self.prompt, "labels": bool(self.known)}
 
     def __call__(self, names: Sequence[str]) -> list[JsonObject]:
         texts = self.answers(self.opened(names), [self.prompt] * len(names))

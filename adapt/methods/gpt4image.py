@@ -19,7 +19,7 @@ import logging
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
@@ -39,6 +39,13 @@ class GPT4ImageConfig(PlainLoRAConfig):
     """The weight of the distance between images and their descriptions."""
     reader: str = Field(default="mini-clip", min_length=1)
     """The dual encoder whose text tower reads the descriptions, by a name that `adapt backbones` lists."""
+
+    @field_validator("towers")
+    @classmethod
+    def _with_images(cls, towers: tuple[TowerName, ...]) -> tuple[TowerName, ...]:
+        if "vision" not in towers:
+            raise ValueError(f"towers is {list(towers)}; expected vision among them, which learns the descriptions")
+        return towers
 
 
 class GPT4Image(LearnsAside, LoRA[ImageStep]):

@@ -273,10 +273,13 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
             return self.cut[int(pixels)]
         return self.good[int(pixels)].topk(self._place).values[-1] if self.good.shape[1] else None
 
-    def p_values(self, step: ImageStep) -> Tensor:
-        scores, count = image_scores(self._of(step)), self.good.shape[1]
+    def p_values(self, step: ImageStep) -> Tensor | None:
+        count = self.good.shape[1]
+        if not count:
+            return None
+        scores = image_scores(self._of(step))
         above = (self.good[0] >= scores[:, None]).sum(-1) * (2 if self.config.left_out else 1)
-        return ((above + 1) / (count + 1)).clamp_max(1) if count else torch.full_like(scores, torch.nan)
+        return ((above + 1) / (count + 1)).clamp_max(1)
 
     def _promise(self) -> str:
         """Return in words what the threshold promises about new good images."""

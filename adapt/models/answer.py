@@ -24,7 +24,7 @@ from adapt.data.decoding.pictures import turns
 from adapt.methods.base import BlockInputs, Encoded, ImageStep
 from adapt.methods.base.traits import Explains, OverSet, PoolsBags, trait
 from adapt.models.base import Adapted, evaluating
-from adapt.models.prediction import ImageOfBag, Prediction, Query, finite, predictions
+from adapt.models.prediction import ImageOfBag, Prediction, Query, finite, predictions, undecided
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
@@ -225,4 +225,5 @@ def _of_bags(model: ImageModel, bags: Bags, query: Query) -> Iterator[Prediction
     ):
         best = model.class_names.index(prediction.top[0][0])
         images = tuple(map(ImageOfBag, own[:, best].tolist(), shares.tolist()))
-        yield replace(prediction, images=images)
+        answer = replace(prediction, images=images)
+        yield answer if model.decides else undecided(answer)

@@ -36,7 +36,7 @@ from adapt.methods.base.traits import (
 )
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_texts import PromptAverage
-from adapt.models.prediction import Map, Prediction, Query, finite, predictions
+from adapt.models.prediction import Map, Prediction, Query, finite, predictions, undecided
 from adapt.prompts import Prompt, Texts
 
 if TYPE_CHECKING:
@@ -406,7 +406,7 @@ class ImageModel(Adapted[E]):
             name = self.method.name
             raise AdaptError(f"{name} draws maps, grades images or remembers earlier ones: leave boxes out")
         if query.maps and query.explain:
-            if (draws := trait(self.method, DrawsMaps)) and not draws.decides:
+            if not self.decides:
                 raise AdaptError(f"this {self.method.name} decides nothing that could be explained: leave explain out")
             if has_trait(self.method, Stream):  # covered copies would be among the earlier images
                 raise AdaptError(f"{self.method.name} remembers earlier images: leave explain or maps out")
@@ -420,6 +420,12 @@ class ImageModel(Adapted[E]):
             from adapt.models import answer
 
             (answer.check_together if query.together else answer.check_descriptors)(self)
+
+    @property
+    def decides(self) -> bool:
+        """Whether the logits say which class an image has (see `DrawsMaps.decides`)."""
+        draws = trait(self.method, DrawsMaps)
+        return draws is None or draws.decides
 
     def grades(self, logits: Tensor) -> Tensor | None:
         """Return the numbers `(b,)`, such as quality scores, that a regression method derives from logits, or None."""
@@ -440,6 +446,7 @@ class ImageModel(Adapted[E]):
         draws = trait(self.method, DrawsMaps)
         p_values = None if draws is None else draws.p_values(step)
         answered = predictions(logits, self.class_names, query, self.answers, features, numbers, step.members, p_values)
+        answered = answered if self.decides else map(undecided, answered)
         if maps is not None:
             read = step.images.float().cpu()
             answered = (replace(each, map=Map(*own)) for each, *own in zip(answered, maps, read, strict=True))

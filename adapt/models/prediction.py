@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite, isnan, log
+from math import isfinite, log
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -274,8 +274,7 @@ def predictions(
     """Yield a prediction for each image from logits `(b, n)`; `answers` decides between single-label and multi-label.
 
     Unit-length image `features` `(b, e)` and `numbers` `(b,)` (regression) are added if given. `members` are those of
-    `ImageStep`, whose disagreement is added, and by which crossed sets are. `p_values` `(b,)` are those of `DrawsMaps`;
-    the class is `none` where they are NaN.
+    `ImageStep`, whose disagreement is added, and by which crossed sets are. `p_values` `(b,)` are those of `DrawsMaps`.
     """
     count = len(class_names) if answers.several else min(query.top_k, len(class_names))
     every = answers.probabilities(finite(logits).float())
@@ -292,12 +291,7 @@ def predictions(
         labels = above if answers.several else None
         shown = top[: max(query.top_k, len(labels or ()))]
         more = {"disagreement": next(apart, None), "p_value": next(shares, None), **next(held, {})}
-        prediction = judged(Prediction(*top[0], shown, chosen[0], number, labels, own, **more), threshold)
-        if prediction.p_value is not None and isnan(prediction.p_value):  # the logits say nothing
-            prediction = replace(
-                prediction, class_name=NONE, probability=0.0, top=((NONE, 0.0),), label=None, p_value=None
-            )
-        yield prediction
+        yield judged(Prediction(*top[0], shown, chosen[0], number, labels, own, **more), threshold)
 
 
 def _held(
@@ -322,6 +316,12 @@ def judged(prediction: Prediction, threshold: float | None) -> Prediction:
     if threshold is None or prediction.probability >= threshold:
         return prediction
     return replace(prediction, class_name=NONE, label=None)
+
+
+def undecided(prediction: Prediction) -> Prediction:
+    """Return a prediction without a class, made of logits that say nothing (see `DrawsMaps.decides`)."""
+    images = prediction.images and tuple(each._replace(probability=0.0) for each in prediction.images)
+    return replace(prediction, class_name=NONE, probability=0.0, top=((NONE, 0.0),), label=None, images=images)
 
 
 def decided(logits: Tensor, class_names: Sequence[str]) -> tuple[list[str], list[float]]:

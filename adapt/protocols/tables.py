@@ -243,7 +243,8 @@ def note_other_images(results: Sequence[Results]) -> None:
 def _values(results: Results) -> dict[str, Value]:
     """Return the figures of trained runs by column, each with the number of its runs and their deviation.
 
-    An average over domains has a deviation, of its seeds' averages, if all domains have the same seeds.
+    An average over domains counts the fewest runs of a domain, and has a deviation, of its seeds' averages, if all
+    domains have the same seeds.
     """
     groups = results["summary"]
     if results["protocol"] == "few_shot":
@@ -251,9 +252,9 @@ def _values(results: Results) -> dict[str, Value]:
     if results["protocol"] != "leave_one_out":
         return {name: _value(groups[0], name) for name in groups[0]["mean"]}
     by_seed = grouped((row["seed"], row["test"]) for row in results["runs"])
-    averages = [mean(each) for each in by_seed.values() if len(each) == len(groups)]
-    alike = len(averages) == len(by_seed) > 1
-    average = Value(_of(results, "mean")["average"], stdev(averages) if alike else None, max(1, len(averages)))
+    alike = all(len(each) == len(groups) for each in by_seed.values()) and len(by_seed) > 1
+    deviation = stdev(map(mean, by_seed.values())) if alike else None
+    average = Value(_of(results, "mean")["average"], deviation, min(group["runs"] for group in groups))
     return {str(group["setting"]): _value(group, "test") for group in groups} | {"average": average}
 
 

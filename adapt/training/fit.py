@@ -25,6 +25,7 @@ from adapt.data.decoding.files import file_id
 from adapt.data.item import Item, items_id
 from adapt.evaluation.evaluate import keep_examples
 from adapt.formats.adapter import NAME
+from adapt.formats.tensor_file import checksum
 from adapt.models.base import Adapted, is_native
 from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.features import keeps_features
@@ -123,7 +124,9 @@ def fit_plan(plan: TrainingPlan, run: Run | None, tracking: Sequence[Tracker] = 
     model, processes = plan.model, plan.processes
     training = Fitting(plan, run, progress and processes.main)
     if run is not None:
-        run.data = plain.dump([plan.train_id, [item.class_names for item in plan.train_set], model.class_names])
+        learned = [[*item.class_names, item.label.caption] for item in plan.train_set]
+        start = checksum(model.method.state_dict(), {}) if model.started else ""
+        run.data = plain.dump([plan.train_id, learned, model.class_names, start])
     if isinstance(model, AdaptedModel):
         memory = model.text_memory if run is None else run.text_memory(model.text_memory)
         model.text_memory = processes.agreed(memory)

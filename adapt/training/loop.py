@@ -360,8 +360,8 @@ class Trainer:
         check_finite({name: x for name, x in tensors.items() if not name.startswith("beside.")}, str(path))
         if metadata.get("recipe") != run.identity:
             raise AdaptError(
-                f"{path} belongs to another recipe, or to other images or names of classes: use the original ones, or "
-                "another --out"
+                f"{path} belongs to another recipe, to other images or names of classes, or to another adapter as the "
+                "start: use the original ones, or another --out"
             )
         load_tensors(self.model.method, _under("method.", tensors), str(path))
         try:

@@ -82,7 +82,7 @@ class Run:
         self.recipe = recipe
         self.resume = resume
         self.writes = writes
-        self.data = ""  # the id of the training images, their classes and all classes, once they are known
+        self.data = ""  # the id of the training images, their classes, all classes and the initial adapter, once known
 
     def __enter__(self) -> Self:
         if not self.writes:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_backbones
 import tiny_natives
 import torch
 import torchvision
@@ -543,3 +544,9 @@ def test_fp16_is_computed_in_fp32_on_the_cpu(reading: str, tmp_path: Path) -> No
     tiny_natives.processor("llava").save_pretrained(tmp_path)
     backbone = adapt.load_backbone(f"{reading}{tmp_path}", "cpu")
     assert {parameter.dtype for parameter in backbone.model.parameters()} == {torch.float32}
+    halves = tiny_backbones.backbone("open_clip")
+    halves.model.visual.half()
+    halves.model.transformer.bfloat16()
+    halves.to("cpu")
+    found = [next(part.parameters()).dtype for part in (halves.model.visual, halves.model.transformer)]
+    assert found == [torch.float32, torch.bfloat16]

@@ -43,7 +43,7 @@ def test_captions_are_the_models_answers_and_are_read_as_pairs(folder: Path, mod
     assert [row["image"] for row in rows] == NAMES
     direct = model.answer(folder / "3.png", "what is it?", max_new_tokens=4).text.strip()
     assert rows[3]["caption"] == direct
-    assert rows[3]["source"] == {"model": model.backbone.name, "tokens": 4, "prompt": "what is it?"}
+    assert rows[3]["source"] == {"model": model.backbone.name, "tokens": 4, "prompt": "what is it?", "labels": False}
     written = [json.loads(line) for line in out.read_text().splitlines()]
     assert written == rows
 
@@ -82,6 +82,16 @@ def test_a_resumed_file_is_that_of_one_run(folder: Path, model: ChatModel) -> No
         write_rows(folder / "part.jsonl", NAMES, PairMaker(model, str(folder), seed=4, tokens=4), resume=True)
     with pytest.raises(AdaptError, match=r"part\.jsonl row 1 was not made with the tokens 5"):
         write_rows(folder / "part.jsonl", NAMES, PairMaker(model, str(folder), seed=3, tokens=5), resume=True)
+    write_rows(folder / "captions.jsonl", NAMES[:2], Describer(model, str(folder), tokens=4))
+    for known, told in (({NAMES[0]: {"label": "red"}}, "True"), ({}, "False")):
+        rest = Describer(model, str(folder), tokens=4, known=known)
+        if known:
+            with pytest.raises(AdaptError, match=f"row 1 was not made with the labels {told}"):
+                write_rows(folder / "captions.jsonl", NAMES, rest, resume=True)
+            write_rows(folder / "labelled.jsonl", NAMES[:2], rest)
+        else:
+            with pytest.raises(AdaptError, match=f"row 1 was not made with the labels {told}"):
+                write_rows(folder / "labelled.jsonl", NAMES, rest, resume=True)
     (folder / "part.jsonl").write_text("[1]\n")
     with pytest.raises(AdaptError, match=r"part\.jsonl row 1 is \[1\]; expected a row that was written here"):
         write_rows(folder / "part.jsonl", NAMES, maker, resume=True)

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 from PIL import Image
+from stopping import stopped_at
 
 import adapt
 from adapt import AdaptError, methods
 from adapt.cli import main
 from adapt.data import Item, Split
+from adapt.data.item import items_id
 from adapt.tasks.classes import Class
 from adapt.testing import CHECKS, check_method
 
@@ -89,6 +91,8 @@ def test_what_is_refused(photos: Path) -> None:
     with pytest.raises(AdaptError, match="no training image has one: give a list with a column caption"):
         adapt.fit(model, split.train, epochs=1)
     model = adapt.wrap(model.backbone, methods.GPT4Image(rank=2, reader="vision:mini-clip"), CLASSES)
+    with pytest.raises(AdaptError, match=r"towers is \['text'\]; expected vision among them"):
+        methods.GPT4Image(towers=["text"])
     with pytest.raises(AdaptError, match=r"method.reader is 'vision:mini-clip': .* text"):
         adapt.fit(model, described(split).train, epochs=1)
 
@@ -108,6 +112,8 @@ def test_a_folder_is_described_with_its_classes_and_read_again(
         )
         assert all(item.label.caption for item in own)  # type: ignore[attr-defined]
     assert split.class_names == plain.class_names
+    result = CliRunner().invoke(main, ["data", "describe", str(tmp_path / "list.csv"), *options])
+    assert "is no folder: --labels describes a folder" in result.output
     assert "ignored: source (10 rows)" in caplog.text
 
 
@@ -116,8 +122,39 @@ def test_descriptions_are_a_column_and_labels_alone_are_identified_as_before(pho
     listed.write_text("path,label,caption,split\ntrain/red_thing/0.png,red,a red wall,train\n")
     [item] = adapt.data.load(listed, root=photos).train
     assert item.label == Class("red", caption="a red wall")
-    assert Class("red").identity("") == {"name": None, "overlap": None}
-    assert item.label.identity("")["caption"] == "a red wall"
+    assert item.label.identity("") == Class("red").identity("") == {"name": None, "overlap": None}
+    plain = adapt.data.load(photos)
+    told = plain.mapped(lambda items: (replace(item, label=replace(item.label, caption="a wall")) for item in items))  # type: ignore[call-arg]
+    assert items_id(told.test) == items_id(plain.test)  # the same test images
+    assert told.fingerprint != plain.fingerprint
+    model = adapt.wrap(adapt.load_backbone("vision:mini-clip", "cpu"), methods.GPT4Image(rank=2), CLASSES)
+    settings = {"epochs": 3, "augment": "none", "out": tmp_path / "run"}
+    with stopped_at(2):
+        adapt.fit(model, described(plain).train, **settings)  # type: ignore[arg-type]
+    with pytest.raises(AdaptError, match="belongs to another recipe, to other images or names"):
+        adapt.fit(model, told.train, resume=True, **settings)  # type: ignore[arg-type]
+
+
+def test_a_caption_is_renamed_to_what_the_list_has(photos: Path, tmp_path: Path) -> None:
+    listed, row = tmp_path / "list.csv", "train/red_thing/0.png,a red wall"
+    listed.write_text(f"path,caption\n{row}\n")
+    with pytest.raises(AdaptError, match=r"the column 'caption': did you mean 'text'\? .* give --columns text=caption"):
+        adapt.data.load(listed, root=photos)
+    listed.write_text(f"path,title\n{row}\n")
+    [pair] = adapt.data.load(listed, root=photos, columns="caption=title").train
+    assert (pair.text, pair.label.caption) == ("a red wall", "")
+    listed.write_text(f"path,title,label\n{row},red\n")
+    [item] = adapt.data.load(listed, root=photos, columns="caption=title").train
+    assert (item.text, item.label) == ("", Class("red", caption="a red wall"))
+
+
+@pytest.mark.parametrize(("label", "caption"), [("", "a wall"), ("red", ""), ("red", "a wall")])
+def test_a_row_may_lack_the_label_or_the_caption(label: str, caption: str, photos: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "list.jsonl"
+    row = {"image": "train/red_thing/0.png", "split": "train", "label": label, "caption": caption}
+    listed.write_text(json.dumps(row) + "\n")
+    [item] = adapt.data.load(listed, root=photos).train
+    assert (item.answer, item.label.caption or item.text) == (label or caption, caption)
 
 
 @pytest.mark.parametrize("row", [{"label": 3, "caption": "a"}, {"label": "red", "caption": ["a", "b"]}])

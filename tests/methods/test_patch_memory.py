@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,10 @@ def test_one_image_decides_nothing(
     [answer] = model.predict([load("emoji-product").test[0]])
     assert (answer.class_name, answer.label, answer.p_value) == ("none", None, None)
     assert (answer.probability, answer.top) == (0.0, (("none", 0.0),))
+    images = load("emoji-product").test[:2]
+    model.answers = replace(model.answers, pooling="logits")
+    [item] = model.predict_items([images])
+    assert (item.class_name, item.top, [each.probability for each in item.images]) == ("none", answer.top, [0, 0])
     with pytest.raises(AdaptError, match="decides nothing that could be explained: leave explain out"):
         model.decisive_maps([load("emoji-product").test[0]])
     monkeypatch.setattr(forms, "read_runtime", lambda folder: None)

@@ -22,6 +22,7 @@ from adapt.data.decoding.files import file_id
 from adapt.formats import tensor_file
 from adapt.formats.adapter import read_header, read_tensors
 from adapt.training.run import Run
+from adapt.training.start import start_from
 
 
 @pytest.fixture
@@ -169,8 +170,25 @@ def test_other_images_under_the_same_names_are_another_run(train, tiny_split, ou
         train(out=out)
     first, *_, last = (Path(item.path) for item in tiny_split.train)
     first.write_bytes(last.read_bytes())
-    with pytest.raises(AdaptError, match="belongs to another recipe, or to other images"):
+    with pytest.raises(AdaptError, match="belongs to another recipe, to other images"):
         train(out=out, resume=True)
+
+
+def test_another_adapter_under_the_name_of_the_start_is_another_run(train, make_model, out: Path) -> None:
+    start = out.parent / "start.safetensors"
+    made = make_model(n_ctx=4)
+    for moved in (0.0, 0.1):
+        with torch.no_grad():
+            next(made.method.parameters()).add_(moved)
+        start.unlink(missing_ok=True)
+        made.save(start)
+        model = make_model(n_ctx=4)
+        start_from(model, start)
+        if not moved:
+            with stopped_at(5):
+                train(model, out=out)
+    with pytest.raises(AdaptError, match=r"belongs to .*or to another adapter as the start"):
+        train(model, out=out, resume=True)
 
 
 def test_a_run_that_goes_on_under_other_versions_says_so(train, out: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -161,10 +161,12 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
 def listed_in(source: str, folder: str, columns: Mapping[str, str]) -> tuple[list[Listed], list[str]]:
     """Return the lines of a CSV file as items, each with its part of the split, and problems of the other lines."""
     where, problems = f"CSV {source!r}", list[str]()
-    columns = {column: OTHER_WORDS.get(name, name) for column, name in columns.items()}
     with readable(where):
         reader = csv_reader(source)
         header = reader.fieldnames or ()
+        labelled = "label" in {*header, *columns.values()}  # beside a label, a caption is not the text of a pair
+        others = {name: own for name, own in OTHER_WORDS.items() if not (labelled and name == "caption")}
+        columns = {column: others.get(name, name) for column, name in columns.items()}
         renamed([dict.fromkeys(header)], columns, f"{where}: the header,")  # which checks them
         reader.fieldnames = [columns.get(column, column) for column in header]
         rows = list(_rows(reader, folder, where, problems))
@@ -208,9 +210,7 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[s
     """Yield the lines as items, and append what is wrong with a line to `problems`."""
     columns = [column for column in reader.fieldnames or () if column != IGNORED]
     for column in unknown_columns(columns):
-        meant = OTHER_WORDS.get(column.strip().casefold())
-        hint = f"did you mean {meant!r}? Rename the column, or give --columns {meant}={column}" if meant else ""
-        hint = hint or nearest(column, known_columns(), "docs/own_data.md")
+        hint = _meant(column) or nearest(column, known_columns(), "docs/own_data.md")
         raise AdaptError(f"{where}: unknown column {column!r}; {hint}")
     task = task_of(columns, where)
     numbers = _NUMBERS.intersection(columns) if reader.reader.dialect.delimiter != "," else ()
@@ -228,6 +228,12 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[s
             yield row_of(_cells(record, line), task, folder, line)
 
 
+def _meant(column: str) -> str:
+    """Return the advice for a column with a name that other tables have, or "" if it has none of these."""
+    meant = OTHER_WORDS.get(column.strip().casefold(), column)
+    return f"did you mean {meant!r}? Rename the column, or give --columns {meant}={column}" if meant != column else ""
+
+
 def task_of(columns: Collection[str], where: str) -> LabelKind:
     """Return the task that reads a list with these columns. Raises AdaptError if no task does, or if columns clash."""
     _check_box(columns, where)
@@ -236,7 +242,8 @@ def task_of(columns: Collection[str], where: str) -> LabelKind:
     try:
         task = reading(frozenset(columns))
     except AdaptError as error:
-        raise AdaptError(f"{where}: {error}") from None
+        hints = [f"the column {column!r}: {hint}" for column in columns if (hint := _meant(column))]
+        raise AdaptError(". ".join([f"{where}: {error}", *hints])) from None
     if "item" in columns and not task.takes_bags:
         raise AdaptError(f"{where}: the column item joins images with one label, but the data has {task.title}")
     if "view" in columns and "item" not in columns:

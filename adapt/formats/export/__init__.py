@@ -28,7 +28,7 @@ from adapt.formats.adapter import versions
 from adapt.formats.export import forms, tracing
 from adapt.formats.export.forms import INPUT, LOGITS, MAP, NUMBER, PRECISE, Graph
 from adapt.methods.base import ImageStep
-from adapt.methods.base.traits import DrawsMaps, Grades, has_trait, trait
+from adapt.methods.base.traits import Grades, has_trait
 from adapt.models.base import Adapted, evaluating
 from adapt.models.image_model import ImageModel
 from adapt.models.sets import RAPS
@@ -78,7 +78,7 @@ def export(
         raise AdaptError(
             "an HTML page shows one class per image, but this adapter predicts several: use onnx, torch or openvino"
         )
-    if (draws := trait(model.method, DrawsMaps)) and not draws.decides:
+    if not model.decides:
         told = f"this {model.method.name} had too few good images for a threshold, so that its logits decide nothing"
         if to == "html":
             raise AdaptError(f"{told}, and a page would call every image normal: train it with more good images")

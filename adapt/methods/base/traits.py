@@ -131,7 +131,7 @@ class DrawsMaps(Trait):
     def p_values(self, step: ImageStep) -> Tensor | None:
         """Return how many good images score as high as each image of a batch, at most, as shares `(b,)`.
 
-        None for a method that learns from no good images, and NaN where they are too few to decide anything.
+        None for a method that learns from no good images, and where none was kept apart or left out.
         """
         return None
 
