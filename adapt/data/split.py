@@ -200,8 +200,8 @@ class Split:
             for item in getattr(self, part):
                 relative = item.path.removeprefix(self.root).replace(os.sep, "/").lstrip("/")
                 known = item.identity(relative, self.root), [numbers[name] for name in item.class_names]
-                told = [*known, *filter(None, [item.label.caption])]
-                digest.update(f"{part}\0{json.dumps(told)}\n".encode(errors="surrogateescape"))
+                told = f"{part}\0{json.dumps(known)}{item.label.caption}\n"
+                digest.update(told.encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
     @property

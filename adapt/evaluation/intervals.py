@@ -153,13 +153,6 @@ def of_difference(one: Tensor, other: Tensor, groups: Sequence[str]) -> tuple[In
     return found.within(-1, 1) if right_or_wrong else found, p
 
 
-def mcnemar(one: int, other: int) -> float:
-    """Return the p-value of McNemar's exact test of `one` and `other`, the images that one model alone has right."""
-    from scipy.stats import binomtest
-
-    return float(binomtest(one, one + other).pvalue) if one + other else 1.0
-
-
 def standard_error(values: Tensor, groups: Sequence[str]) -> float:
     """Return the cluster-robust standard error of the mean of `values` `(n,)`; each group in `groups` is a cluster.
 

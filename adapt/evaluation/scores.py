@@ -248,8 +248,11 @@ def difference(one: Scores, other: Scores) -> Difference:
     if ours.dtype != torch.bool:
         return Difference(merit, interval, p, None)
     alone = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    independent = len(set(groups)) == len(groups)
-    return Difference(merit, interval, intervals.mcnemar(*alone) if independent else p, alone)
+    if len(set(groups)) == len(groups):
+        from scipy.stats import binomtest
+
+        p = float(binomtest(alone[0], sum(alone)).pvalue) if any(alone) else 1.0
+    return Difference(merit, interval, p, alone)
 
 
 def compared(one: Scores, other: Scores, apart: Difference) -> JsonObject:

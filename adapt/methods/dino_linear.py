@@ -19,7 +19,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
@@ -33,18 +33,12 @@ STD = 0.01  # of the weights at the start
 
 
 class DINOLinearConfig(MethodConfig):
-    blocks: tuple[int, ...] = Field(default=(1, 4), min_length=1)
+    blocks: tuple[PositiveInt, ...] = Field(default=(1, 4), min_length=1)
     """The numbers of last blocks whose class tokens a classifier reads, one classifier for each number."""
     patches: tuple[bool, ...] = Field(default=(False, True), min_length=1)
     """Whether a classifier also reads the mean of the last block's patches, one classifier for each value."""
-    rates: tuple[float, ...] = Field(default=RATES, min_length=1)
+    rates: tuple[PositiveFloat, ...] = Field(default=RATES, min_length=1)
     """The learning rates, as factors of train.lr, one classifier for each."""
-
-    @model_validator(mode="after")
-    def _positive(self) -> DINOLinearConfig:
-        if min(self.blocks) < 1 or min(self.rates) <= 0:
-            raise ValueError("blocks and rates must be above 0")
-        return self
 
     @property
     def inputs(self) -> tuple[tuple[int, bool], ...]:

@@ -19,7 +19,7 @@ import logging
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
@@ -33,23 +33,17 @@ logger = logging.getLogger("adapt")
 
 
 class GPT4ImageConfig(PlainLoRAConfig):
+    only = "vision"
     towers: tuple[TowerName, ...] = ("vision",)
-    """The adapted towers."""
+    """The vision tower, which learns the descriptions."""
     describes: float = Field(default=1.0, gt=0)
     """The weight of the distance between images and their descriptions."""
     reader: str = Field(default="mini-clip", min_length=1)
     """The dual encoder whose text tower reads the descriptions, by a name that `adapt backbones` lists."""
 
-    @field_validator("towers")
-    @classmethod
-    def _with_images(cls, towers: tuple[TowerName, ...]) -> tuple[TowerName, ...]:
-        if "vision" not in towers:
-            raise ValueError(f"towers is {list(towers)}; expected vision among them, which learns the descriptions")
-        return towers
-
 
 class GPT4Image(LearnsAside, LoRA[ImageStep]):
-    """LoRA, by default of the vision tower, `vision.BLOCK.PROJECTION.lora_A` and `lora_B`.
+    """LoRA of the vision tower, `vision.BLOCK.PROJECTION.lora_A` and `lora_B`.
 
     The map from image features to descriptions is not in adapters.
     """

@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
@@ -50,8 +50,9 @@ class LocalityConfig(PlainLoRAConfig):
     published: ClassVar[dict[str, object]] = {"rank": 16, "alpha": 4.0, "dropout": 0.0, "input_gradient": True}
     projections: Projections = "all"
     """The adapted projections: names, a string of the letters q k v o, or all."""
+    only = "vision"
     towers: tuple[TowerName, ...] = ("vision",)
-    """The vision tower."""
+    """The vision tower, as no text takes part."""
     decoder_layers: int = Field(default=2, ge=1)
     """The number of blocks of the decoder that rebuilds the teacher's tokens."""
     decoder_width: int | None = Field(default=None, ge=1)
@@ -63,13 +64,6 @@ class LocalityConfig(PlainLoRAConfig):
     """Whether a second mask of each image shows the patches that the first hides."""
     share: float | None = Field(default=None, gt=0, lt=1)
     """The probability with which a mask shows a patch; by default all numbers of patches are equally probable."""
-
-    @field_validator("towers")
-    @classmethod
-    def _of_images(cls, towers: tuple[TowerName, ...]) -> tuple[TowerName, ...]:
-        if towers != ("vision",):
-            raise ValueError(f"towers is {list(towers)}; expected [vision], since no text takes part")
-        return towers
 
 
 class Locality(LearnsAside, LoRA[ImageStep], Reports):

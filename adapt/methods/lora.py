@@ -66,6 +66,8 @@ _PUBLISHED = {"rank": 2, "alpha": 1.0, "dropout": 0.25}  # CLIP-LoRA's
 class LoRAConfig(TemplateConfig):
     published: ClassVar[dict[str, Any]] = _PUBLISHED
     """The defaults of the plain tuner."""
+    only: ClassVar[TowerName | None] = None
+    """The tower that alone can be adapted, if there is such a tower."""
     rank: int | None = Field(default=None, ge=1)
     """The rank of each update; by default 2, or peft's default for another tuner."""
     alpha: float | None = Field(default=None, gt=0)
@@ -93,6 +95,15 @@ class LoRAConfig(TemplateConfig):
         if not isinstance(values, dict) or values.get("tuner", "lora") != "lora":
             return values
         return values | {key: value for key, value in cls.published.items() if values.get(key) is None}
+
+    @field_validator("towers")
+    @classmethod
+    def _served(cls, towers: tuple[TowerName, ...]) -> tuple[TowerName, ...]:
+        if cls.only and towers != (cls.only,):
+            raise ValueError(
+                f"towers is {list(towers)}; expected [{cls.only}]: {cls.model_fields['towers'].description}"
+            )
+        return towers
 
     @field_validator("projections", mode="before", json_schema_input_type=tuple[Letter, ...] | str)
     @classmethod

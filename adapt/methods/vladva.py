@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -34,6 +34,7 @@ class VladVAConfig(SVLCConfig):
     published: ClassVar[dict[str, object]] = {"rank": 16, "alpha": 8.0, "dropout": 0.0, "input_gradient": True}
     projections: Projections = "all"
     """The adapted projections of the decoder: names, a string of the letters q k v o, or all."""
+    only = "text"
     towers: tuple[TowerName, ...] = ("text",)
     """The decoder, through which images pass as well."""
     describes: float = Field(default=1.0, ge=0)
@@ -44,13 +45,6 @@ class VladVAConfig(SVLCConfig):
     """Whether captions get hard negatives, as `svlc` makes them; ours."""
     at_once: int | None = Field(default=None, ge=1)
     """The number of images that are encoded at once; null encodes all images of a batch together."""
-
-    @field_validator("towers")
-    @classmethod
-    def _shared(cls, towers: tuple[TowerName, ...]) -> tuple[TowerName, ...]:
-        if towers != ("text",):
-            raise ValueError(f"towers is {list(towers)}; expected [text], the decoder that images and texts share")
-        return towers
 
 
 class VladVA(SVLC):

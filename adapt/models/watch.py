@@ -324,17 +324,13 @@ def properties(pixels: Tensor) -> Tensor:
     for above, below in ((rows[:, :, 0], rows[:, :, 1]), (coarse[:, :, 0], coarse[:, :, 1])):
         steps = above.diff(dim=2), below - above
         slanted = below[..., 1:] - above[..., :-1], below[..., :-1] - above[..., 1:]
-        across, down, falling, rising = (_log(_strength(each)) for each in (*steps, *slanted))
+        strengths = (each.flatten(1).norm(dim=1) / math.sqrt(each[0].numel()) for each in (*steps, *slanted))
+        across, down, falling, rising = map(_log, strengths)
         found += [across + down, across - down, falling - rising]
     for lines in (light.mean(2), light.mean(1)):
         half = lines.shape[1] // 2
         found.append(lines[:, :half].mean(1) - lines[:, half:].mean(1))
     return torch.stack(found, 1).cpu().double()
-
-
-def _strength(differences: Tensor) -> Tensor:
-    """Return the root of the mean square `(b,)` of each image's differences."""
-    return torch.linalg.vector_norm(differences.flatten(1), dim=1) / math.sqrt(differences[0].numel())
 
 
 def _log(values: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from adapt.data.readers.rows import Listed, check_listed_once
 from adapt.data.split import PARTS, Split
 from adapt.formats.adapter import read_header
 from adapt.loading import located, method_of
-from adapt.methods.base import Method
 from adapt.methods.base.traits import chosen_setting
 from adapt.recipe import DataSection, Recipe, build_recipe
 from adapt.recipe.file import read_file
@@ -97,7 +96,9 @@ def extended(run: Path, more: DataSection, out: Path) -> Recipe:
     recipe = recipe_of(run)
     method = recipe.new_method()
     goes_on = recipe.train is not None
-    if goes_on and (why := _tied(method)):
+    if goes_on and ((setting := chosen_setting(method)) or method.per_class or method.begins_anew):
+        why = "learns tensors for each class by gradient steps"
+        why = f"chooses {setting} for the classes that it was trained on" if setting else why
         raise AdaptError(
             f"{method.name} with these settings {why}, and cannot be extended: train it on all classes, or use a "
             "method in closed form, such as gda, or one whose tensors belong to no class, such as lora"
@@ -122,13 +123,6 @@ def extended(run: Path, more: DataSection, out: Path) -> Recipe:
     out.mkdir(parents=True, exist_ok=True)
     write_list(split, out / LIST)
     return on_list(recipe, out / LIST, split.turned, **changes)
-
-
-def _tied(method: Method) -> str:
-    """Return why a trained adapter cannot go on with other classes, or ""."""
-    if setting := chosen_setting(method):
-        return f"chooses {setting} for the classes that it was trained on"
-    return "learns tensors for each class by gradient steps" if method.per_class or method.begins_anew else ""
 
 
 def _joined(known: Split, new: Split) -> Split:

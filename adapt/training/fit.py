@@ -29,6 +29,7 @@ from adapt.formats.tensor_file import checksum
 from adapt.models.base import Adapted, is_native
 from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.features import keeps_features
+from adapt.models.image_model import ImageModel
 from adapt.recipe.settings import FitSettings, TrainSettings
 from adapt.tracking import Track, Tracker, trackers
 from adapt.training import measures
@@ -247,7 +248,9 @@ def _steps(training: Fitting, journal: Journal) -> dict[str, object]:
     with keeping_rng(model.backbone.device, training.seed):
         training.prepare()
         training.plan.processes.begin_alike(model.method)
-        training.renew_batches()
+        block = training.batches.block if isinstance(training.batches, KnownBatches) else None
+        if block and isinstance(model, ImageModel) and model.unedited_blocks < block:
+            del training.batches  # of inputs of this block, where the prepared method edits an earlier one
         tasks.of(training.plan.train_set).prepare(training)
         trainer = Trainer(
             model, training.batches, settings, training.run, saved=journal.saved, processes=training.plan.processes

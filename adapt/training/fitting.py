@@ -36,7 +36,7 @@ from adapt.models.features import item_features
 from adapt.models.image_model import ImageModel
 from adapt.models.unadapted import unadapted, without_method
 from adapt.recipe.settings import TrainSettings
-from adapt.training.batches import Batches, ImageBatches, KnownBatches, training_batches
+from adapt.training.batches import Batches, ImageBatches, training_batches
 from adapt.training.loop import Trainer, autocast
 from adapt.training.plan import TrainingPlan
 from adapt.training.run import Run
@@ -108,12 +108,6 @@ class Fitting:
             return evaluate(
                 model, items, workers=self.plan.workers, cache=self.plan.cache, progress=bar, together=together
             )
-
-    def renew_batches(self) -> None:
-        """Discard batches that store inputs of a vision block if the prepared method edits an earlier block."""
-        begin = self.batches.block if isinstance(self.batches, KnownBatches) else None
-        if begin and isinstance(self.model, ImageModel) and self.model.unedited_blocks < begin:
-            del self.batches
 
     def prepare(self) -> None:
         self.model.begin(self)

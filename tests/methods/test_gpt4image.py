@@ -91,7 +91,7 @@ def test_what_is_refused(photos: Path) -> None:
     with pytest.raises(AdaptError, match="no training image has one: give a list with a column caption"):
         adapt.fit(model, split.train, epochs=1)
     model = adapt.wrap(model.backbone, methods.GPT4Image(rank=2, reader="vision:mini-clip"), CLASSES)
-    with pytest.raises(AdaptError, match=r"towers is \['text'\]; expected vision among them"):
+    with pytest.raises(AdaptError, match=r"towers is \['text'\]; expected \[vision\]"):
         methods.GPT4Image(towers=["text"])
     with pytest.raises(AdaptError, match=r"method.reader is 'vision:mini-clip': .* text"):
         adapt.fit(model, described(split).train, epochs=1)

@@ -14,16 +14,7 @@ from adapt.data.decoding.files import Stored, is_address, under
 from adapt.data.decoding.inline import rows_of
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
-from adapt.data.readers.chats_file import (
-    check_keys,
-    check_text,
-    is_chat,
-    is_chats_file,
-    is_empty,
-    note_remarks,
-    one_of,
-    split_of,
-)
+from adapt.data.readers.chats_file import check_keys, check_text, is_chat, is_chats_file, note_remarks, one_of, split_of
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
 from adapt.data.readers.rows import (
     IMAGES,
@@ -60,8 +51,7 @@ def read_captions_file(
     The file has one of three formats. The first is a list, or JSON Lines, of objects with the keys `image` (or `path`,
     `file_name`), `caption` (or `captions`, `text`), and optionally `split`; a caption is a text or a list of texts. The
     second is COCO's `{"images": ..., "annotations": ...}`, and the third is Karpathy's `{"images": [...]}` with
-    `sentences`. An object with a `caption` and a `label` is an image of that class, which its one caption, which may be
-    empty, describes.
+    `sentences`. An object with a `caption` and a `label` is an image of that class, which its one caption describes.
 
     Image paths are relative to `root`, by default the file's folder, and must stay under `root`. Without `split`,
     images are divided by `ratios` (train, val, test) and `seed`. `columns` has keys of listed objects with what they
@@ -122,7 +112,7 @@ def _pairs(entry: object, folder: str, where: str) -> list[Listed]:
     image, texts = (fields.get(one_of(fields, keys, where) or "", "") for keys in (IMAGES, TEXT))
     texts = texts if isinstance(texts, list) else [texts]
     label = fields.get("label") if "caption" in fields else None  # beside another key, it may be an answer
-    label = None if is_empty(label) else label
+    label = None if label == "" else label
     written = all(isinstance(each, str) and (each.strip() or label is not None) for each in texts)
     if not (image and isinstance(image, str) and written):
         raise AdaptError(f"{where} is {brief(entry)}; {_EXPECTED}")
