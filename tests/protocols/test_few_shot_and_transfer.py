@@ -180,7 +180,7 @@ def test_an_interrupted_run_goes_on_with_the_same_names_alone(
         run_protocol(few_shot, tmp_path / "out")
     for called in (["fish", *names[1:]], [names[1], names[0], *names[2:]]):
         label(*called)
-        with pytest.raises(AdaptError, match="another recipe, or to other images or names of classes"):
+        with pytest.raises(AdaptError, match="another recipe, to other images or names of classes"):
             run_protocol(few_shot, tmp_path / "out")
     label(*names)
     run_protocol(few_shot, tmp_path / "out")

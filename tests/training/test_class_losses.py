@@ -18,6 +18,7 @@ from adapt.data import Split, load
 from adapt.data.decoding.images import open_image
 from adapt.methods.base.class_loss import ClassLoss, group_weights
 from adapt.recipe.settings import TrainSettings
+from adapt.training.processes import Processes, dividing
 
 STEPS = {"iterations": 3, "batch_size": 6, "lr": 0.1, "schedule": "constant", "augment": "none", "progress": False}
 OBJECTIVES = ("cross-entropy", "arcsin", "accuracy", "gce(0.7)", "group(4)")
@@ -248,9 +249,9 @@ def test_methods_learn_by_the_objective(open_clip: Backbone, tiny_split: Split, 
 
 def test_a_native_model_on_classes_may_use_several_processes(tiny_split: Split) -> None:
     """The loss adds up over items, by the tokens of answers and by class names."""
-    from adapt.training.processes import _adds_up
-
-    assert _adds_up(tasks.of(tiny_split.train))
+    model = adapt.wrap(tiny_natives.backbone("smolvlm"), lora("decoder"), tiny_split.class_names)
+    two = Processes(2, 0, torch.device("cpu"))
+    assert dividing(two, model, tiny_split.train, TrainSettings(epochs=1, augment="none"), True).by_items
 
 
 def test_names_count_in_the_memory_of_a_native_step(tiny_split: Split) -> None:
