@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 from adapt.backbones.base import Backbone
 from adapt.common import hub, plain
 from adapt.common.devices import AUTO, chosen
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, about
 from adapt.common.shown import brief
 from adapt.formats import COMPACT_WEIGHTS, PEFT_CONFIG
 from adapt.formats.adapter import NAME, Header, check_backbone, check_scale, read_header, read_parts, sets_of
@@ -223,10 +223,8 @@ def _of_file(
         model.watch = Watch.from_tensors(parts["watch"], path)
     model.metadata = {key: getattr(described, key) for key in ("recipe", "seed", "metrics")}
     if class_names is not None and tuple(class_names) != described.class_names:
-        try:
+        with about(str(path)):
             model = model.with_classes(class_names)
-        except AdaptError as error:
-            raise AdaptError(f"{path}: {error}") from error
     return model.eval()
 
 

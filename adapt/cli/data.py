@@ -388,7 +388,7 @@ def _classes(photos: Path) -> dict[str, dict[str, str]]:
     """Return the class of each labelled image in a folder, and its part if the folder has parts, by its name there."""
     if not photos.is_dir():
         raise AdaptError(f"{photos} is no folder: --labels describes a folder with a folder of each class")
-    split = load(str(photos))
+    split = load(os.path.abspath(photos))  # a folder, though a bundled data set may have its name
     split.check_classes()
     return {
         os.path.relpath(item.path, photos): {"label": item.answer} | ({} if split.ratios else {"split": part})

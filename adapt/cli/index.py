@@ -15,7 +15,7 @@ from adapt.cli.options import Option, command
 from adapt.common import plain
 from adapt.common.devices import AUTO
 from adapt.common.disk import check_free
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, about
 from adapt.common.progress import counting_bar
 from adapt.common.shown import brief, readable_bytes, shown
 from adapt.data.decoding.files import check_form, parted
@@ -186,10 +186,8 @@ def _check_lengths(model: ImageModel, source: str | Path, texts: Sequence[tuple[
 
     prompt_of = model.prompt_of if isinstance(model, AdaptedModel) else str
     for place, text in texts:
-        try:
+        with about(f"{source} {place}"):
             prompt_of(text)
-        except AdaptError as error:
-            raise AdaptError(f"{source} {place}: {error}") from None
 
 
 def _model(backbone: str | None, adapter: Path | None, device: str) -> ImageModel:

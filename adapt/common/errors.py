@@ -38,6 +38,15 @@ def needing(what: str, library: str, extra: str) -> Iterator[None]:
 
 
 @contextmanager
+def about(what: str) -> Iterator[None]:
+    """Put `what` it is about before the message of an AdaptError in the `with` block."""
+    try:
+        yield
+    except AdaptError as error:
+        raise AdaptError(f"{what}: {error}") from error
+
+
+@contextmanager
 def noting(problems: list[str]) -> Iterator[None]:
     """Append the message of an AdaptError in the `with` block, which then ends, to `problems`."""
     try:

@@ -327,17 +327,18 @@ class Item:
         return {"path": path, "text": self.text, self.task.name: self.label.identity(root), **bag, **views}
 
 
-def items_id(items: Sequence[Item]) -> str:
+def items_id(items: Sequence[Item], captions: bool = False) -> str:
     """Return a hash (16 hex digits) of the files and class numbers of `items`, in order; folders are ignored.
 
     Of a file, such as an image or a mask, its name, its size, and its first and last 4 KiB count (see `sample_of`).
-    Classes are numbered in the order in which they first occur, so the hash does not depend on class names.
+    Classes are numbered in the order in which they first occur, so the hash does not depend on class names. Captions
+    change what is learned, not what is tested, and count if `captions` is true.
     """
     digest, numbers, samples = hashlib.sha256(), dict[str, int](), dict[str, bytes]()
     for item in items:
         own = [numbers.setdefault(name, len(numbers)) for name in item.class_names]
         known = item.identity(item.path.rsplit("/", 1)[-1], os.path.dirname(item.path)), own
-        digest.update(f"{json.dumps(known)}\n".encode(errors="surrogateescape"))
+        digest.update(f"{json.dumps(known)}{item.label.caption * captions}\n".encode(errors="surrogateescape"))
         for path in item.files:
             file = parted(path)[0]
             if file not in samples:

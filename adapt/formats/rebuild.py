@@ -13,7 +13,7 @@ from adapt import methods
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.common.devices import keeping_rng
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, about
 from adapt.formats.tensor_file import check_finite
 from adapt.methods.base import Method, trait
 from adapt.methods.base.traits import ChecksAdapter
@@ -68,12 +68,10 @@ def build_within(
     Building may need only little more memory than `tensors`. Raises AdaptError if building needs more memory, or if the
     tensors do not fit.
     """
-    with keeping_rng(backbone.device):  # building draws initial values, which the tensors replace
-        try:
-            with at_most(sum(tensor.numel() for tensor in tensors.values())):
-                names = build(backbone, method, class_names)
-        except AdaptError as error:
-            raise AdaptError(f"{source}: {error}") from error
+    largest = sum(tensor.numel() for tensor in tensors.values())
+    # building draws initial values, which the tensors replace
+    with keeping_rng(backbone.device), about(source), at_most(largest):
+        names = build(backbone, method, class_names)
     check_fit(method, tensors, source)
     return names
 

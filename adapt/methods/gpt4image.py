@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
 from adapt.backbones.tower import TowerName
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, about
 from adapt.methods.base import ImageStep, Terms, Training
 from adapt.methods.base.method import LearnsAside
 from adapt.methods.lora import LoRA, PlainLoRAConfig
@@ -72,13 +72,11 @@ class GPT4Image(LearnsAside, LoRA[ImageStep]):
             logger.warning(
                 "gpt4image: %d of %d images have no description, and teach their class alone", left, len(items)
             )
-        try:
+        with about(f"gpt4image: method.reader is {self.config.reader!r}"):
             reader = training.alone(self.config.reader).classifier
             reader.check_encodes_texts()
             texts = list(dict.fromkeys(item.label.caption for item in described))
             features = reader.text_features(texts).float()
-        except AdaptError as error:
-            raise AdaptError(f"gpt4image: method.reader is {self.config.reader!r}: {error}") from error
         self._read = dict(zip(texts, features, strict=True))
         backbone = training.model.backbone
         assert isinstance(backbone, ImageEncoder)

@@ -100,9 +100,7 @@ class LoRAConfig(TemplateConfig):
     @classmethod
     def _served(cls, towers: tuple[TowerName, ...]) -> tuple[TowerName, ...]:
         if cls.only and towers != (cls.only,):
-            raise ValueError(
-                f"towers is {list(towers)}; expected [{cls.only}]: {cls.model_fields['towers'].description}"
-            )
+            raise ValueError(f"expected [{cls.only}]")
         return towers
 
     @field_validator("projections", mode="before", json_schema_input_type=tuple[Letter, ...] | str)

@@ -26,7 +26,7 @@ from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.preprocess import Repixelled
 from adapt.backbones.tower import Tower
 from adapt.backbones.vision_llm import VisionLLM
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, about
 from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context, Terms, Training
 from adapt.methods.base.method import LearnsAside
@@ -88,10 +88,8 @@ class OLAVLM(LearnsAside, Projector):
 
     def prepare(self, training: Training) -> None:
         """Load the teacher, and make a predictor of its features for each block."""
-        try:
+        with about(f"ola_vlm: method.teacher is {self.config.teacher!r}"):
             model: Any = training.alone(self.config.teacher).classifier
-        except AdaptError as error:
-            raise AdaptError(f"ola_vlm: method.teacher is {self.config.teacher!r}: {error}") from error
         backbone: Any = training.model.backbone
         teacher: DualEncoder = model.backbone
         pixels = Repixelled(backbone.preprocess, teacher.preprocess)

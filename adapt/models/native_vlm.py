@@ -16,7 +16,7 @@ from torch import Tensor
 from adapt.backbones.encoded_images import EncodedImage, PreparedImage
 from adapt.backbones.native import ChatImages, ChatRows, NativeVLM
 from adapt.chats import Chat
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, about
 from adapt.common.validation import with_changes
 from adapt.data.decoding.images import image_sizes, in_batches, open_image
 from adapt.data.item import Item
@@ -186,12 +186,10 @@ class ChatModel(Adapted[NativeVLM]):
         """
         lengths: list[int] = []
         for item in items:
-            try:
+            with about(repr(item.name)):
                 chats = item.task.chats(item, self.backbone.question)
                 sizes = item.task.images_of_chats(item, image_sizes(item))
                 lengths.append(max(self.backbone.lengths(chats, sizes)))
-            except AdaptError as error:
-                raise AdaptError(f"{item.name!r}: {error}") from None
         return lengths
 
     def question_step(self, inputs: object, questions: Sequence[str], answers: Sequence[str]) -> ChatStep:

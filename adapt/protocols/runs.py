@@ -15,7 +15,7 @@ from adapt import tasks
 from adapt.backbones import families
 from adapt.common.devices import AUTO
 from adapt.common.disk import write_json
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, about
 from adapt.common.plain import JsonObject, dump
 from adapt.data.check import without_broken
 from adapt.data.item import items_id
@@ -137,10 +137,8 @@ def measure(run: PlannedRun, out: Path, track: Track = ()) -> Row:
         before = measure(run.after, out, track)
         start = str(out / run.after.name / "adapter.safetensors")
         run = replace(run, recipe=run.recipe.model_copy(update={"start": start}))
-    try:
+    with about(f"run {run.name}"):
         return before | _measure_one(run, out, track)
-    except AdaptError as error:
-        raise AdaptError(f"run {run.name}: {error}") from error
 
 
 def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:

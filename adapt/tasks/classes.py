@@ -25,7 +25,7 @@ class Class(NamedLabel):
     """A description of the image, which is read in training alone."""
 
     def identity(self, root: str) -> dict[str, object]:
-        return {"name": None, "overlap": self.overlap}  # a caption changes what is learned, not what is tested
+        return {"name": None, "overlap": self.overlap}  # and no caption, see `items_id`
 
 
 class Classes(Task):

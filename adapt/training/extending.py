@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.common.disk import write_csv
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, about
 from adapt.data.bags import has_bags
 from adapt.data.check import all_facts
 from adapt.data.checks import Looked, contradictions
@@ -97,8 +97,8 @@ def extended(run: Path, more: DataSection, out: Path) -> Recipe:
     method = recipe.new_method()
     goes_on = recipe.train is not None
     if goes_on and ((setting := chosen_setting(method)) or method.per_class or method.begins_anew):
-        why = "learns tensors for each class by gradient steps"
-        why = f"chooses {setting} for the classes that it was trained on" if setting else why
+        of_classes = "learns tensors for each class by gradient steps"
+        why = f"chooses {setting} for the classes that it was trained on" if setting else of_classes
         raise AdaptError(
             f"{method.name} with these settings {why}, and cannot be extended: train it on all classes, or use a "
             "method in closed form, such as gda, or one whose tensors belong to no class, such as lora"
@@ -106,10 +106,8 @@ def extended(run: Path, more: DataSection, out: Path) -> Recipe:
     # all classes and domains of the new data, though the run may have learned a part of its own
     whole = {"classes": "all", "leave_out": None}
     new = recipe.data.model_copy(update={"source": more.source, "root": more.root, "names": more.names} | whole)
-    try:
+    with about("the run's own data cannot be read, which an extension needs too"):
         known = listed_data(recipe)
-    except AdaptError as error:
-        raise AdaptError(f"the run's own data cannot be read, which an extension needs too: {error}") from error
     split = _joined(known, listed_data(recipe.model_copy(update={"data": new}), known=known.class_names))
     if (out / "recipe.yaml").exists():
         raise AdaptError(f"{out} already contains a run: choose another --out")

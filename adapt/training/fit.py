@@ -125,9 +125,8 @@ def fit_plan(plan: TrainingPlan, run: Run | None, tracking: Sequence[Tracker] = 
     model, processes = plan.model, plan.processes
     training = Fitting(plan, run, progress and processes.main)
     if run is not None:
-        learned = [[*item.class_names, item.label.caption] for item in plan.train_set]
-        start = checksum(model.method.state_dict(), {}) if model.started else ""
-        run.data = plain.dump([plan.train_id, learned, model.class_names, start])
+        learned = plan.train_id, [item.class_names for item in plan.train_set], model.class_names
+        run.data = plain.dump([*learned, checksum(model.method.state_dict(), {}) if model.started else ""])
     if isinstance(model, AdaptedModel):
         memory = model.text_memory if run is None else run.text_memory(model.text_memory)
         model.text_memory = processes.agreed(memory)

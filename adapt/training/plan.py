@@ -81,8 +81,8 @@ class TrainingPlan:
 
     @cached_property
     def train_id(self) -> str:
-        """The hash of the training images."""
-        return items_id(self.train_set)
+        """The hash of the training images, with their captions."""
+        return items_id(self.train_set, captions=True)
 
     def items(self, part: Part) -> Sequence[Item]:
         """Return the items of the data split `part`."""

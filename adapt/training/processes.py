@@ -33,6 +33,7 @@ from adapt.models.base import Adapted
 from adapt.models.features import keeps_features, of_texts
 from adapt.models.image_model import ImageModel
 from adapt.recipe.settings import TrainSettings
+from adapt.tasks.base import Task
 
 PATIENCE = timedelta(days=7)  # while the main process evaluates; the launcher ends processes if one fails
 Each = TypeVar("Each")
@@ -180,12 +181,10 @@ def dividing(
     if processes.count == 1:
         return processes
     by_items, own_backward = not isinstance(model, ImageModel), type(method).backward is not Method.backward
-    task = tasks.of(items)
-    adds_up = task.has_summed_loss and _knows(type(task), "has_summed_loss", "loss", "step")
     idle, wrong = "gain nothing, because", "cannot train together, because"
     if settings is None:
         reason = f"{idle} {method.name} takes no steps, and one process solves it"
-    elif by_items and not (adds_up and all(map(_leaves_loss, method.parts.values()))):
+    elif by_items and not (_adds_up(tasks.of(items)) and all(map(_leaves_loss, method.parts.values()))):
         reason = f"{wrong} the loss may compare the items of a batch, whose shares do not meet ({method.name})"
     elif by_items and (size := min(settings.batch_size, len(items))) < processes.count:
         reason = f"{idle} a batch has only {size} of the {items[0].task.noun}"
@@ -198,6 +197,11 @@ def dividing(
     else:
         return replace(processes, by_items=by_items)
     raise AdaptError(f"{processes.count} processes {reason}: use one process")
+
+
+def _adds_up(task: Task) -> bool:
+    """Return whether the loss of a batch is a mean over its items, weighted by `step.weight`."""
+    return task.has_summed_loss and _knows(type(task), "has_summed_loss", "loss", "step")
 
 
 def _leaves_loss(method: Method) -> bool:

@@ -173,7 +173,7 @@ def test_training_lowers_both_losses(tiny_split: Split) -> None:
 
 
 def test_settings_that_do_not_fit_are_named() -> None:
-    with pytest.raises(AdaptError, match=r"towers is \['vision'\]; expected \[text\]"):
+    with pytest.raises(AdaptError, match=r"towers is .*: expected \[text\]"):
         methods.VladVA(towers=("vision",))
     with pytest.raises(AdaptError, match="vladva adapts a vision-language model that serves as a dual encoder, and"):
         adapt.wrap(adapt.load_backbone("mini-clip"), methods.VladVA(), ())

@@ -77,6 +77,20 @@ def test_it_holds_the_contract(photos: Path) -> None:
     assert check_method(methods.GPT4Image, None, replace(split, val=split.test)) == [check.__name__ for check in CHECKS]
 
 
+def test_a_repeated_run_sees_other_descriptions(photos: Path, tmp_path: Path) -> None:
+    row = "path,label,caption,split\ntrain/red_thing/0.png,red,{},train\ntrain/blue_thing/0.png,blue,a sea,train\n"
+    listed, out = tmp_path / "list.csv", str(tmp_path / "run")
+    listed.write_text(row.format("a wall"))
+    train = ["--data", str(listed), "--root", str(photos), "--backbone", "vision:mini-clip", "--shots", "1"]
+    settings = ["--set", "train.iterations_per_shot=2", "--set", "method.reader=mini-clip", "--out", out]
+    result = CliRunner().invoke(main, ["train", "gpt4image", *train, *settings], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    listed.write_text(row.format("a brick"))
+    result = CliRunner().invoke(main, ["repeat", out])
+    assert result.exit_code == 1, result.output
+    assert "perhaps because of metrics.train_set" in result.output, result.output
+
+
 def test_images_without_a_description_teach_their_class(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, *others = described(adapt.data.load(photos)).train
     items = [replace(first, label=Class(first.answer)), *others]
@@ -91,7 +105,7 @@ def test_what_is_refused(photos: Path) -> None:
     with pytest.raises(AdaptError, match="no training image has one: give a list with a column caption"):
         adapt.fit(model, split.train, epochs=1)
     model = adapt.wrap(model.backbone, methods.GPT4Image(rank=2, reader="vision:mini-clip"), CLASSES)
-    with pytest.raises(AdaptError, match=r"towers is \['text'\]; expected \[vision\]"):
+    with pytest.raises(AdaptError, match=r"towers is .*: expected \[vision\]"):
         methods.GPT4Image(towers=["text"])
     with pytest.raises(AdaptError, match=r"method.reader is 'vision:mini-clip': .* text"):
         adapt.fit(model, described(split).train, epochs=1)
@@ -126,7 +140,8 @@ def test_descriptions_are_a_column_and_labels_alone_are_identified_as_before(pho
     plain = adapt.data.load(photos)
     told = plain.mapped(lambda items: (replace(item, label=replace(item.label, caption="a wall")) for item in items))  # type: ignore[call-arg]
     assert items_id(told.test) == items_id(plain.test)  # the same test images
-    assert told.fingerprint != plain.fingerprint
+    assert items_id(told.train, captions=True) != items_id(plain.train, captions=True)  # another training
+    assert told.fingerprint != plain.fingerprint == replace(plain, test=told.test).fingerprint
     model = adapt.wrap(adapt.load_backbone("vision:mini-clip", "cpu"), methods.GPT4Image(rank=2), CLASSES)
     settings = {"epochs": 3, "augment": "none", "out": tmp_path / "run"}
     with stopped_at(2):
@@ -138,14 +153,32 @@ def test_descriptions_are_a_column_and_labels_alone_are_identified_as_before(pho
 def test_a_caption_is_renamed_to_what_the_list_has(photos: Path, tmp_path: Path) -> None:
     listed, row = tmp_path / "list.csv", "train/red_thing/0.png,a red wall"
     listed.write_text(f"path,caption\n{row}\n")
-    with pytest.raises(AdaptError, match=r"the column 'caption': did you mean 'text'\? .* give --columns text=caption"):
+    with pytest.raises(AdaptError, match=r"By caption, did you mean text\? .* give --columns text=caption"):
         adapt.data.load(listed, root=photos)
     listed.write_text(f"path,title\n{row}\n")
     [pair] = adapt.data.load(listed, root=photos, columns="caption=title").train
     assert (pair.text, pair.label.caption) == ("a red wall", "")
-    listed.write_text(f"path,title,label\n{row},red\n")
-    [item] = adapt.data.load(listed, root=photos, columns="caption=title").train
-    assert (item.text, item.label) == ("", Class("red", caption="a red wall"))
+    for labels, columns in (("label", ""), ("species", "label=species,"), ("species", "class=species,")):
+        listed.write_text(f"path,title,{labels}\n{row},red\n")
+        [item] = adapt.data.load(listed, root=photos, columns=f"{columns}caption=title").train
+        assert (item.text, item.label) == ("", Class("red", caption="a red wall"))
+    [pair] = adapt.data.load(listed, root=photos, columns="caption=title,ignored=species").train
+    assert (pair.text, pair.label.caption) == ("a red wall", "")
+    listed.write_text("path,target,caption\ntrain/red_thing/0.png,1,a red wall\n")
+    with pytest.raises(AdaptError, match=r"no task reads the columns caption, path, target .*translations$"):
+        adapt.data.load(listed, root=photos)
+
+
+@pytest.mark.parametrize("label", ["label", "species"])
+def test_tables_keep_captions_beside_labels(label: str, photos: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    kinds = {"image": datasets.Image(), label: datasets.ClassLabel(names=["red"]), "caption": datasets.Value("string")}
+    row = {"image": {"bytes": (photos / "train/red_thing/0.png").read_bytes()}, label: 0, "caption": "a red wall"}
+    table = datasets.Dataset.from_list([row], features=datasets.Features(kinds))
+    table.to_parquet(tmp_path / "rows.parquet")
+    columns = None if label == "label" else f"label={label}"
+    [item] = adapt.data.load(tmp_path / "rows.parquet", columns=columns).items()
+    assert item.label == Class("red", caption="a red wall")
 
 
 @pytest.mark.parametrize(("label", "caption"), [("", "a wall"), ("red", ""), ("red", "a wall")])

@@ -124,7 +124,7 @@ def test_refusals(tmp_path: Path) -> None:
     ]
     output = CliRunner().invoke(main, run).output
     assert "locality learns from images, but 'a dog' and others have none: give a .csv with the column path" in output
-    with pytest.raises(AdaptError, match=r"towers is \['text'\]; expected \[vision\]"):
+    with pytest.raises(AdaptError, match=r"towers is .*: expected \[vision\]"):
         methods.Locality(towers=("text",))
     with pytest.raises(AdaptError, match="vision"):
         model_of("open_clip_resnet")

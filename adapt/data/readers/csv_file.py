@@ -14,7 +14,7 @@ from pathlib import Path
 from adapt.common.errors import AdaptError, nearest, noting
 from adapt.common.shown import SEPARATOR, unguarded
 from adapt.data.decoding.files import parted, region, under
-from adapt.data.item import Item, LabelKind, filled, known_columns, no_label, number, reading, unknown_columns
+from adapt.data.item import PLACES, Item, LabelKind, filled, known_columns, no_label, number, reading, unknown_columns
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import csv_reader, readable
@@ -164,9 +164,8 @@ def listed_in(source: str, folder: str, columns: Mapping[str, str]) -> tuple[lis
     with readable(where):
         reader = csv_reader(source)
         header = reader.fieldnames or ()
-        labelled = "label" in {*header, *columns.values()}  # beside a label, a caption is not the text of a pair
-        others = {name: own for name, own in OTHER_WORDS.items() if not (labelled and name == "caption")}
-        columns = {column: others.get(name, name) for column, name in columns.items()}
+        words = words_here([columns.get(column, column) for column in header])
+        columns = {column: words.get(name, name) for column, name in columns.items()}
         renamed([dict.fromkeys(header)], columns, f"{where}: the header,")  # which checks them
         reader.fieldnames = [columns.get(column, column) for column in header]
         rows = list(_rows(reader, folder, where, problems))
@@ -210,7 +209,9 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[s
     """Yield the lines as items, and append what is wrong with a line to `problems`."""
     columns = [column for column in reader.fieldnames or () if column != IGNORED]
     for column in unknown_columns(columns):
-        hint = _meant(column) or nearest(column, known_columns(), "docs/own_data.md")
+        meant = OTHER_WORDS.get(column.strip().casefold())
+        hint = f"did you mean {meant!r}? Rename the column, or give --columns {meant}={column}" if meant else ""
+        hint = hint or nearest(column, known_columns(), "docs/own_data.md")
         raise AdaptError(f"{where}: unknown column {column!r}; {hint}")
     task = task_of(columns, where)
     numbers = _NUMBERS.intersection(columns) if reader.reader.dialect.delimiter != "," else ()
@@ -228,10 +229,11 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[s
             yield row_of(_cells(record, line), task, folder, line)
 
 
-def _meant(column: str) -> str:
-    """Return the advice for a column with a name that other tables have, or "" if it has none of these."""
-    meant = OTHER_WORDS.get(column.strip().casefold(), column)
-    return f"did you mean {meant!r}? Rename the column, or give --columns {meant}={column}" if meant != column else ""
+def words_here(names: Collection[str]) -> dict[str, str]:
+    """Return what the `names` of columns in other tables mean here; beside a label, a caption is no text of a pair."""
+    meant = {name: OTHER_WORDS[name] for name in names if name in OTHER_WORDS}
+    labelled = "label" in {*names, *meant.values()}
+    return {name: own for name, own in meant.items() if not (labelled and name == "caption")}
 
 
 def task_of(columns: Collection[str], where: str) -> LabelKind:
@@ -242,8 +244,9 @@ def task_of(columns: Collection[str], where: str) -> LabelKind:
     try:
         task = reading(frozenset(columns))
     except AdaptError as error:
-        hints = [f"the column {column!r}: {hint}" for column in columns if (hint := _meant(column))]
-        raise AdaptError(". ".join([f"{where}: {error}", *hints])) from None
+        alone = PLACES.union(["caption"]).issuperset(columns)
+        hint = ". By caption, did you mean text? Rename the column, or give --columns text=caption" if alone else ""
+        raise AdaptError(f"{where}: {error}{hint}") from None
     if "item" in columns and not task.takes_bags:
         raise AdaptError(f"{where}: the column item joins images with one label, but the data has {task.title}")
     if "view" in columns and "item" not in columns:

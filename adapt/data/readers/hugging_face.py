@@ -19,7 +19,7 @@ from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.captions_file import pairs_of
 from adapt.data.readers.chats_file import is_chat, split_of
-from adapt.data.readers.csv_file import OTHER_WORDS, row_of, split_of_lines, task_of
+from adapt.data.readers.csv_file import row_of, split_of_lines, task_of, words_here
 from adapt.data.readers.rows import IMAGES, TEXT, Listed, renamed, without_rows
 from adapt.data.split import Split
 
@@ -69,7 +69,8 @@ def read_hugging_face(
         return pairs_of(rows, where, source, folder, ratios, seed)
     labels = {columns.get(name, name): own for name, feature in features.items() if (own := _class_names(feature))}
     order = [*(columns.get(name, name) for name in images), *rows[0]]
-    meant = {OTHER_WORDS[name]: name for name in reversed(order) if name in OTHER_WORDS}
+    words = words_here(order)
+    meant = {words[name]: name for name in reversed(order) if name in words}
     if len(labels) == 1 and not {"labels", *columns.values()}.intersection((*labels, "label")):
         meant["label"] = next(iter(labels))
     meant = {name: own for own, name in meant.items() if own not in rows[0]}

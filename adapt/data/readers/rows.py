@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from adapt.common.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError, about, nearest
 from adapt.common.shown import SEPARATOR
 from adapt.data.decoding.files import parted
 from adapt.data.item import Item, Label, LabelKind, kind_of
@@ -108,6 +108,7 @@ def in_bags(rows: Sequence[Listed], where: str) -> list[Listed]:
         for row in others:
             compared: dict[str, tuple[str | Label, str | Label]] = {
                 "split": (first.part, row.part),
+                "caption": (first.item.label.caption, row.item.label.caption),  # a part of the label
                 "label": (first.item.label, row.item.label),
                 "domain": (first.item.domain, row.item.domain),
                 "group": (first.item.group, row.item.group),
@@ -163,11 +164,9 @@ def to_split(
     if not rows:
         labelled = f"none of the {len(unlabelled):,} images has a label. Label some of each class"
         raise AdaptError(f"data {name!r}: {labelled if unlabelled else 'there is no row that can be used'}")
-    try:  # some tasks derive each label from the labels of all items
+    with about(f"data {name!r}"):  # some tasks derive each label from the labels of all items
         task = kind_of(row.item for row in rows)
         labels = task.completed([row.item.label for row in rows])
-    except AdaptError as error:
-        raise AdaptError(f"data {name!r}: {error}") from None
     items = [row.item.labelled(label) for row, label in zip(rows, labels, strict=True)]
     shares: tuple[float, ...] | None = None
     if any(row.part for row in rows) or not (task.mixes_texts or all(item.paths for item in items)):
