@@ -91,6 +91,15 @@ def test_other_class_names(open_clip: Backbone, images: Tensor, tmp_path: Path) 
     assert scaled(by_onnxruntime(tmp_path / "out", images), model(images)) < 1e-4
 
 
+def test_each_image_of_an_item_is_measured(open_clip: Backbone, tiny_split: Split, tmp_path: Path) -> None:
+    model, (first, second, *others) = model_of(open_clip, ZeroShot()), tiny_split.test
+    export(model, tmp_path / "one", "torch", data=[first, second, *others])
+    export(model, tmp_path / "two", "torch", data=[replace(first, paths=(*first.paths, *second.paths)), *others])
+    one, two = (record_of(tmp_path / name)["measured"] for name in ("one", "two"))
+    assert two["images"] == one["images"] == len(tiny_split.test)
+    assert two["same_labels"] == 1.0
+
+
 @pytest.mark.full
 def test_labelled_images_are_measured(open_clip: Backbone, tiny_split: Split, tmp_path: Path) -> None:
     model = model_of(open_clip)

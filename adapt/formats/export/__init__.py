@@ -22,6 +22,7 @@ from adapt.common.disk import new_folder, write_json
 from adapt.common.errors import AdaptError, check_installed, nearest
 from adapt.common.shown import brief
 from adapt.data import Item
+from adapt.data.bags import singles
 from adapt.evaluation.intervals import of_share
 from adapt.evaluation.maps import pixel_threshold
 from adapt.formats.adapter import versions
@@ -104,7 +105,7 @@ def export(
             )
         record["difference"] = difference
         if data:
-            record["measured"] = _measured(classifier, run, data)
+            record["measured"] = _measured(classifier, run, singles(data))
         if page_runtime is not None:
             forms.write_page(new, record, page_runtime)
         write_json(new / RECORD, record)
@@ -198,8 +199,7 @@ def _check_names(model: ImageModel, data: Sequence[Item]) -> None:
 def _measured(model: ImageModel, run: Graph, data: Sequence[Item]) -> dict[str, Any]:
     """Return the accuracies of the export and of the model, and the share of images with the same prediction.
 
-    The accuracy of the export has its interval at 95 %. If the images have numbers, the mean absolute errors of the
-    predicted numbers are returned as well.
+    The accuracy of the export has its interval at 95 %. Of numbers, the mean absolute errors are returned as well.
     """
     names = [name for name in (LOGITS, NUMBER) if name == LOGITS or has_trait(model.method, Grades)]
     batches = [(run(pixels), _outputs(model, pixels)) for pixels in model.pixels_of(data, _AT_ONCE)]
