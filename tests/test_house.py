@@ -34,7 +34,7 @@ DOORS = {
 # files that name each other, if for types alone: a method reads a step of a model, and a model asks its method
 TOGETHER = [{"methods.base", "models"}, {"methods.das"}, {"methods", "methods.compose"}, {"data.decoding"}]
 NO_METHOD_BY_NAME = {"backbones", "choosing", "data", "engine", "evaluation", "models", "training"}
-MOST_LINES = 60_822  # of Python in the wheel: CONTRIBUTING.md
+MOST_LINES = 61_272  # of Python in the wheel: CONTRIBUTING.md
 
 
 @cache
@@ -198,5 +198,5 @@ def test_docstrings_begin_with_what_they_are_about() -> None:
 
 def test_what_every_method_and_every_item_has_stays_small() -> None:
     declared = set(vars(Method)) | set(Method.__annotations__) | {"config", "built"}
-    assert len({name for name in declared if not name.startswith("_")}) <= 32
+    assert len({name for name in declared if not name.startswith("_")}) <= 33
     assert len(dataclasses.fields(Item)) <= 7

@@ -149,15 +149,18 @@ def _vilt_block(layer: nn.Module) -> Block:
 
 
 def _cross_block(layer: nn.Module) -> Block:
-    """Describe a cross-modal BridgeTower layer as a post-norm `Block`, whose branches output the residual stream."""
+    """Describe a cross-modal BridgeTower layer as a post-norm `Block`.
+
+    The output of an attention's last linear map joins the sum that its norm reads; the MLP outputs the stream itself.
+    """
     part = layer.get_submodule
     attention, cross = part("attention"), part("crossattention")
     norm1, norm2, act = map(
         part, ("attention.output.LayerNorm", "output.LayerNorm", "intermediate.intermediate_act_fn")
     )
     sites = {
-        "attn": Site(attention, attention),
-        "cross": Site(cross, cross),
+        "attn": Site(attention, part("attention.output.dense")),
+        "cross": Site(cross, part("crossattention.output.dense")),
         "mlp": Site(part("intermediate"), part("output")),
     }
     return Block(layer, attention, norm1, norm2, act, _projections(layer, "attention.self"), sites=sites, returns=3)

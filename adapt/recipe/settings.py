@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,6 +15,7 @@ from adapt.common.validation import StrictModel
 from adapt.data.bags import BagPooling
 from adapt.data.item import Item
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
 _OBJECTIVE = r"cross-entropy|arcsin|accuracy|gce(\((0?\.[0-9]+|1(\.0+)?)\))?|group\([0-9]{1,2}\)"
 
 
@@ -101,6 +102,8 @@ class TrainSettings(StrictModel):
     lr: float = Field(default=0.002, gt=0)
     """The learning rate."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """The decays of the two averages of adam and adamw."""
     eps: float = Field(default=1e-8, gt=0)
     """The epsilon of adam and adamw."""
     weight_decay: float = Field(default=5e-4, ge=0)
@@ -253,6 +256,7 @@ class FitSettings(TypedDict, total=False):
     optimizer: Literal["sgd", "adam", "adamw"]
     lr: float
     momentum: float
+    betas: tuple[float, float]
     eps: float
     weight_decay: float
     max_grad_norm: float | None

@@ -33,7 +33,7 @@ from adapt.data.item import Item
 from adapt.formats import tensor_file
 from adapt.formats.rebuild import load_tensors
 from adapt.formats.tensor_file import check_finite
-from adapt.methods.base import Method, Step, Terms, checked
+from adapt.methods.base import Group, Method, Step, Terms, checked
 from adapt.models.base import Adapted
 from adapt.recipe.settings import Average, TrainSettings
 from adapt.training.batches import Batches
@@ -148,6 +148,7 @@ def _under(prefix: str, named: Mapping[str, T]) -> dict[str, T]:
 
 
 Loss = Callable[[Step], Terms]
+Before = Callable[[int, int], None]
 _ADVICE = "lower the learning rate, or train in fp32"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -171,7 +172,8 @@ class Trainer:
     """A trainer of one model, with an optimiser, a position in the training run, and the training loop.
 
     By default, `parameters` are all parameters of the method, and `loss` is the model's loss. `saved` is called after
-    each checkpoint that contains all steps so far or, without a run and its checkpoints, at the same times.
+    each checkpoint that contains all steps so far or, without a run and its checkpoints, at the same times; `before`
+    is called with the epoch, counted from 0, and the step, counted from 1, before each batch of a step.
     """
 
     def __init__(
@@ -183,9 +185,10 @@ class Trainer:
         parameters: Iterable[nn.Parameter] | None = None,
         loss: Loss | None = None,
         saved: Callable[[], None] = lambda: None,
+        before: Before = lambda epoch, step: None,
         processes: Processes = ALONE,
     ) -> None:
-        self.processes = processes
+        self.before, self.processes = before, processes
         self.model, self.batches, self.settings, self.run, self.loss = model, batches, settings, run, loss
         self.saved = saved
         self.length = Length.of(settings, len(batches))
@@ -262,7 +265,7 @@ class Trainer:
             self.settings, self.position.epoch, self.length.epochs, self.position.step, self.length.steps
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         return rate
 
     def _losses(self, step: Step) -> tuple[Terms, Tensor | None]:
@@ -281,14 +284,18 @@ class Trainer:
         device = self.model.backbone.device
         self.optimizer.zero_grad(set_to_none=True)
         means, correct = Counter[str](), list[Tensor]()
-        steps = [tasks.of(items).step(self.model, items, inputs) for inputs, items in group if items]
+        steps = [tasks.of(items).step(self.model, items, inputs) if items else None for inputs, items in group]
         alone = len(steps) == 1 and not self.processes.by_items  # where a weight says nothing, but may take time
-        weights = [1.0 if alone else step.weight for step in steps]
+        weights = [0.0 if step is None else 1.0 if alone else step.weight for step in steps]
         whole = self.processes.weight(sum(weights))
-        if not steps:  # this process has no items: its scaler still takes part in the step
+        if all(step is None for step in steps):  # this process has no items: its scaler still takes part in the step
             self.scaler.scale(torch.zeros((), device=device))
         for weight in weights:
-            step, share = steps.pop(0), whole / weight  # a step, once taken, is let go with its activations
+            step = steps.pop(0)  # a step, once taken, is let go with its activations
+            self.before(self.position.epoch, self.position.step + 1)
+            if step is None:
+                continue
+            share = whole / weight
             if self.batches.gathered:
                 step.whole = partial(self.processes.whole, size=len(step.items))
             with autocast(device, self.settings.precision):
@@ -418,19 +425,29 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def make_optimizer(
     model: Adapted, settings: TrainSettings, parameters: Iterable[nn.Parameter] | None = None
 ) -> Optimizer:
-    """Return an optimiser of `parameters`, which are by default all trained parameters of the method.
+    """Return an optimiser of `parameters`, by default of the method's groups, each with the factor of its rate.
 
-    Raises AdaptError for fp16 on a device other than CUDA, or if there are no parameters.
+    Raises AdaptError for fp16 on a device other than CUDA, if there are no parameters, or if the method's groups are
+    not of the parameters that it trains.
     """
     if settings.precision == "fp16" and model.backbone.device.type != "cuda":
         raise AdaptError("precision fp16 needs a CUDA device: use bf16 or fp32")
-    parameters = list(model.method.trains() if parameters is None else parameters)
-    if not parameters:
-        raise AdaptError(f"{model.method.name} takes gradient steps, but has no trained parameter: correct the method")
+    method, decay = model.method, settings.weight_decay
+    groups = list(method.groups() if parameters is None else [Group(tuple(parameters))])
+    listed = [id(parameter) for group in groups for parameter in group.parameters]
+    if not listed:
+        raise AdaptError(f"{method.name} takes gradient steps, but has no trained parameter: correct the method")
+    if parameters is None and sorted(listed) != sorted(map(id, method.trains())):
+        raise AdaptError(f"the groups of {method.name} are not of the parameters that it trains: correct the method")
+    rows = [
+        {"params": list(group.parameters), "rate": group.rate, "weight_decay": decay * group.decays}
+        for group in groups
+        if group.parameters
+    ]
     if settings.optimizer != "sgd":
         kind = {"adam": Adam, "adamw": AdamW}[settings.optimizer]
-        return kind(parameters, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay)
-    return SGD(parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        return kind(rows, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    return SGD(rows, lr=settings.lr, momentum=settings.momentum)
 
 
 def learning_rate(settings: TrainSettings, epoch: int, epochs: int, step: int, steps: int) -> float:

@@ -1,5 +1,6 @@
 from .method import KINDS as KINDS
 from .method import Context as Context
+from .method import Group as Group
 from .method import Method as Method
 from .method import MethodConfig as MethodConfig
 from .mixture import Mixture as Mixture
