@@ -179,7 +179,8 @@ def _holding(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     ]
     try:
         for held, name, parameter in places:
-            held[name] = chosen[id(parameter)]  # type: ignore[assignment]  # as `torch.func.functional_call` does
+            # as `torch.func.functional_call` does
+            held[name] = chosen[id(parameter)].to(parameter.dtype)  # type: ignore[assignment]
         yield
     finally:
         for held, name, parameter in places:

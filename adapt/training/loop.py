@@ -33,7 +33,7 @@ from adapt.data.item import Item
 from adapt.formats import tensor_file
 from adapt.formats.rebuild import load_tensors
 from adapt.formats.tensor_file import check_finite
-from adapt.methods.base import Group, Method, Step, Terms, checked
+from adapt.methods.base import Method, ParameterGroup, Step, Terms, checked
 from adapt.models.base import Adapted
 from adapt.recipe.settings import Average, TrainSettings
 from adapt.training.batches import Batches
@@ -433,7 +433,7 @@ def make_optimizer(
     if settings.precision == "fp16" and model.backbone.device.type != "cuda":
         raise AdaptError("precision fp16 needs a CUDA device: use bf16 or fp32")
     method, decay = model.method, settings.weight_decay
-    groups = list(method.groups() if parameters is None else [Group(tuple(parameters))])
+    groups = list(method.groups() if parameters is None else [ParameterGroup(tuple(parameters))])
     listed = [id(parameter) for group in groups for parameter in group.parameters]
     if not listed:
         raise AdaptError(f"{method.name} takes gradient steps, but has no trained parameter: correct the method")
