@@ -175,7 +175,7 @@ def _holding(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
         (module._parameters, name, parameter)
         for module in modules_of(model)
         for name, parameter in module._parameters.items()
-        if id(parameter) in chosen
+        if parameter is not None and id(parameter) in chosen
     ]
     try:
         for held, name, parameter in places:

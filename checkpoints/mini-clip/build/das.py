@@ -9,6 +9,7 @@ import json
 import random
 import statistics
 import sys
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from adapt.training.run_recipe import run_recipe
 
 sys.path.append(str(Path(__file__).resolve().parents[3]))  # benchmarks are in no package
 
-from benchmarks.das import BACKBONE, BATCH, seconds
+from benchmarks.das import BATCH
+from benchmarks.measure import by_turns
 
 TARGET = Path(__file__).resolve().parents[1]
 RECIPE = "das"
@@ -83,12 +85,15 @@ def encoders(work: Path) -> list[dict]:
     """Operations and seconds of vision towers: the backbone's alone, then those trained on the first seed."""
     file = work / "encoders.json"
     if not file.exists():
-        alone = adapt.wrap(adapt.load_backbone(BACKBONE), adapt.methods.ZeroShot(), ["cat", "dog"], fast=False)
+        backbone = adapt.load_backbone("mini-clip")
+        alone = adapt.wrap(backbone, adapt.methods.ZeroShot(), ["cat", "dog"], fast=False)
         models = [alone.eval()]
         files = [folder(work, skipped, SEEDS[0]) / "adapter.safetensors" for skipped in SKIPPED]
         models += [adapt.load(file, fast=False) for file in files]
         operations = [image_flops(model) for model in models]
-        taken = seconds(models, ROUNDS)
+        images = torch.randn(BATCH, 3, *[backbone.preprocess.size] * 2)
+        with torch.inference_mode():
+            taken = by_turns([partial(each.image_features, images) for each in models], ROUNDS)
         rows = [dict(zip(("skipped", "flops", "seconds"), row)) for row in zip((None, *SKIPPED), operations, taken)]
         file.write_text(json.dumps(rows, indent=2) + "\n")
     return json.loads(file.read_text())
