@@ -63,7 +63,7 @@ def test_a_named_architecture_needs_no_weights() -> None:
     found = planned("coop", "--data", "emoji", "--backbone", "open_clip:ViT-B-16-quickgelu/openai", "--shots", "4")
     lines = found.splitlines()
     assert lines[0] == "backbone   open_clip:ViT-B-16-quickgelu/openai, 149.6 million parameters"
-    assert lines[1].endswith(f"coop, {512 * 17:,} trained parameters")
+    assert lines[1].endswith(f"coop, {512 * 16:,} trained parameters")
     assert lines[3] == "training   30 epochs, 90 steps on 32 images each"
     assert lines[4].startswith("tokens     197 of an image, ")
     assert "570.8 MiB of weights" in lines[5]
