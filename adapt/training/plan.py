@@ -121,7 +121,7 @@ def planned(
         if not val_set:
             raise AdaptError(f"train.holdout needs {_TO_HOLD_OUT}: give more images, or leave out train.holdout")
     if chosen is not None and chosen.keep == "best" and not (val_set and tasks.of(val_set).scored):
-        raise AdaptError("train.keep is best, but no labelled validation items tell which: give some, or set train.holdout")
+        raise AdaptError("train.keep is best, but no labelled validation items tell which: give some, or train.holdout")
     model.answers = replace(model.answers, pooling=pooling)
     if pooling == "logits":
         train_set = singles(train_set)

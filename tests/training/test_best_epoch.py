@@ -30,6 +30,7 @@ from adapt.formats.adapter import read_tensors
 from adapt.recipe import read_recipe
 from adapt.recipe.settings import TrainSettings
 from adapt.tasks.targets import Graded
+from adapt.tracking import step_numbers
 from adapt.training.dry_run import planned
 from adapt.training.loop import Trainer
 from adapt.training.run_recipe import listed_data
@@ -107,6 +108,7 @@ def test_fifty_epochs_that_end_at_twelve_leave_the_ninth(
         {"accuracy": count / 20} for count in (5, 8, 8, 11, 9, 12, 10, 13, 15, 15, 14, 12)
     ]
     assert not any("val" in entry for place, entry in enumerate(entries) if place % 3 < 2)
+    assert step_numbers(entries[2])["train/val/accuracy"] == 0.25  # for trackers
 
 
 def test_without_patience_all_epochs_are_trained(
