@@ -42,7 +42,7 @@ def planned(recipe: Recipe) -> Iterator[str]:
     model, backbone, device = plan.model, plan.model.backbone, chosen(recipe.device)
     counted = sum(parameter.numel() for parameter in backbone.model.parameters())
     trained = sum(parameter.numel() for parameter in model.method.trains())
-    parts = {"training": split.train, "validation": split.val, "test": split.test, "unlabelled": split.unlabelled}
+    parts = {"training": plan.train_set, "validation": plan.val_set, "test": split.test, "unlabelled": split.unlabelled}
     yield f"backbone   {backbone.describe()}, {counted / 1e6:,.1f} million parameters"
     yield f"method     {model.method.name}, {trained:,} trained parameters"
     listed = ", ".join(f"{len(items):,} {name}" for name, items in parts.items() if items)
