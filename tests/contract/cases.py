@@ -36,6 +36,7 @@ _IN_VISION_BLOCKS = (
     "bitfit",
     "das",
     "dpl",
+    "finetune",
     "hicropl",
     "ivlp",
     "ln_tuning",

@@ -24,6 +24,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "compose": {"methods": [{"name": "ln_tuning", **_ON_VISION}, {"name": "lora", "dropout": 0.0, **_ON_VISION}]},
     "clip_svd": _ON_VISION,
     "das": {"skipped": ["vision.1"], "reduction": 2, **_ON_VISION},
+    "finetune": {},
     "gpt4image": {"rank": 2},
     "ivlp": {"n_ctx_text": 0, "n_ctx_vision": 3, "depth_vision": 2},
     "ln_tuning": _ON_VISION,
