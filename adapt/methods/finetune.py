@@ -77,7 +77,7 @@ class FineTune(Method[Step], OwnWeights, Grid):
 
     @property
     def touches(self) -> frozenset[str]:
-        return frozenset(self._names)
+        return frozenset(self._names or self.config.towers or ("vision",))  # before it is built, as far as is known
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         if backbone.quantization:
