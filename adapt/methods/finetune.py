@@ -70,7 +70,7 @@ class FineTune(Method[Step], OwnWeights, Grid):
     choices = {"alpha": Choice(tuple(k / 10 for k in range(11)), usual=0.5, open_ended=False)}
     at_answer = frozenset({"alpha"})
     weights: Weights
-    _names: dict[str, list[str]] = {}  # of the trained weights, by the tower whose edits hold them
+    _names: dict[str, set[str]] = {}  # of the trained weights, by the tower whose edits hold them
     _rates: dict[str, float]
     _share = 1.0  # of the trained weights, while shares are compared
     _rounded = False  # whether the weights are those that an adapter holds
@@ -93,8 +93,9 @@ class FineTune(Method[Step], OwnWeights, Grid):
         frozen, made = dict(backbone.model.named_parameters()), partial(Weights, _DTYPES[self.config.dtype])
         self.weights, self._names, self._rates = made(), {}, {}
         for tower, below in _below(backbone, self.config.towers).items():
-            self._names[tower] = self._chosen(backbone.tower(tower), below)
-            for name in self._names[tower]:
+            chosen = self._chosen(backbone.tower(tower), below)
+            self._names[tower] = set(chosen)
+            for name in chosen:
                 self._rates[f"weights.{name}"] = self.config.layer_decay ** below[name]
                 *path, key = name.split(".")
                 owner_of(self.weights, path, made).hold_weight(key, frozen[name])
@@ -119,9 +120,8 @@ class FineTune(Method[Step], OwnWeights, Grid):
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         if tower.name not in self._names:
             return []
-        as_trained = self.training or self._rounded
-        own = {name: module.weight_of(key, None if as_trained else self._share) for name, module, key in self._each()}
-        return [Parameters({name: own[name] for name in self._names[tower.name]})]
+        own, share = self._names[tower.name], None if self.training or self._rounded else self._share
+        return [Parameters({name: each.weight_of(key, share) for name, each, key in self._each() if name in own})]
 
     def _each(self) -> Iterator[tuple[str, Weights, str]]:
         """Yield each trained weight's name in the backbone's model, the module that holds it, and its name there."""
@@ -172,7 +172,7 @@ class FineTune(Method[Step], OwnWeights, Grid):
                 training.train("fold")
             training.model.eval()
             for settings in combinations(choices):
-                self._share = float(str(settings["alpha"]))
+                self._share = settings["alpha"]  # type: ignore[assignment]
                 with torch.no_grad():
                     yield settings, torch.cat([step.logits.cpu() for step in training.steps("val")])
         finally:
@@ -221,6 +221,8 @@ def _below(backbone: Any, towers: Sequence[str] | None) -> dict[str, dict[str, i
     That is 0 behind the blocks, 1 in the last block, and one more than the number of blocks before them.
     """
     if backbone.kind == "fusion encoder":  # all of its towers have one output
+        if towers:
+            raise AdaptError(f"{backbone.describe()} has one output of its towers: leave method.towers out")
         inside, forward = [*backbone.towers.values()], lambda: backbone.encode(backbone.blank(), ["a"])
         return {inside[0].name: _of_output(backbone, inside, forward)}
     forwards: dict[str, Callable[[], Tensor]] = {"vision": lambda: backbone.encode_image(backbone.blank())}

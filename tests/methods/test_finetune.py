@@ -264,6 +264,8 @@ def test_refusals() -> None:
     refused("the vision tower of CLIP has no transformer blocks", kind="open_clip_resnet")
     with pytest.raises(AdaptError, match="loss is contrastive, which compares images with texts"):
         adapt.wrap(tiny_fusion.vilt(), FineTune(loss="contrastive"), tiny_fusion.ANSWERS)
+    with pytest.raises(AdaptError, match=r"has one output of its towers: leave method\.towers out"):
+        adapt.wrap(tiny_fusion.bridgetower(), FineTune(towers=("text_fusion",)), tiny_fusion.ANSWERS)
     quantised = tiny_backbones.backbone("open_clip")
     quantised.quantization = "int8"
     with pytest.raises(AdaptError, match="those of CLIP are quantised"):
