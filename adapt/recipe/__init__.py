@@ -174,8 +174,8 @@ def read_recipe(
 @cache
 def _warn_of_settings(name: str, chosen_for: str, backbone: str) -> None:
     logger.warning(
-        "the settings of %s were chosen for %s, a small bundled model (CLIP: 5 million parameters): for %s they are "
-        "only a start",
+        "the settings of %s were chosen for %s, a small bundled model (mini-clip has 5 million parameters): for %s "
+        "they are only a start",
         name, chosen_for, backbone,
     )  # fmt: skip
 

@@ -76,7 +76,7 @@ def test_a_named_architecture_needs_no_weights() -> None:
         ("das", "emoji-questions", "mini-vilt", 335_498),
         ("vlora", "emoji-questions", "mini-clip+mini-lm", 1_447_168),
         ("lora/vision", "emoji", "vision:mini-clip", None),
-        ("lda", "emoji", "mini-clip", 0),
+        ("lda", "emoji", "mini-clip", 6_168),
     ],
 )
 def test_each_kind_is_planned_on_an_outline_as_on_the_model(
