@@ -33,7 +33,19 @@ from adapt.backbones.tower import Tower, TowerName
 from adapt.common.errors import AdaptError, nearest
 from adapt.edits import Edit, Parameters
 from adapt.engine.hooks import run
-from adapt.methods.base import Choice, Context, Grid, Group, Method, PairStep, Step, Terms, Training, Trial, contrast
+from adapt.methods.base import (
+    Choice,
+    Context,
+    Grid,
+    Method,
+    PairStep,
+    ParameterGroup,
+    Step,
+    Terms,
+    Training,
+    Trial,
+    contrast,
+)
 from adapt.methods.base.places import owner_of
 from adapt.methods.base.traits import OwnWeights, combinations
 from adapt.methods.zero_shot import TemplatesConfig
@@ -69,7 +81,7 @@ class FineTune(Method[Step], OwnWeights, Grid):
     learns_any_step = True
     choices = {"alpha": Choice(tuple(k / 10 for k in range(11)), usual=0.5, open_ended=False)}
     at_answer = frozenset({"alpha"})
-    weights: Weights
+    weights: TunedWeights
     _names: dict[str, set[str]] = {}  # of the trained weights, by the tower whose edits hold them
     _rates: dict[str, float]
     _share = 1.0  # of the trained weights, while shares are compared
@@ -90,7 +102,7 @@ class FineTune(Method[Step], OwnWeights, Grid):
                 f"{self.name}: loss is contrastive, which compares images with texts, but {backbone.describe()} is a "
                 f"{backbone.kind}: set method.loss to cross-entropy, or use a dual encoder"
             )
-        frozen, made = dict(backbone.model.named_parameters()), partial(Weights, _DTYPES[self.config.dtype])
+        frozen, made = dict(backbone.model.named_parameters()), partial(TunedWeights, _DTYPES[self.config.dtype])
         self.weights, self._names, self._rates = made(), {}, {}
         for tower, below in _below(backbone, self.config.towers).items():
             chosen = self._chosen(backbone.tower(tower), below)
@@ -123,10 +135,10 @@ class FineTune(Method[Step], OwnWeights, Grid):
         own, share = self._names[tower.name], None if self.training or self._rounded else self._share
         return [Parameters({name: each.weight_of(key, share) for name, each, key in self._each() if name in own})]
 
-    def _each(self) -> Iterator[tuple[str, Weights, str]]:
+    def _each(self) -> Iterator[tuple[str, TunedWeights, str]]:
         """Yield each trained weight's name in the backbone's model, the module that holds it, and its name there."""
         for path, module in self.weights.named_modules():
-            assert isinstance(module, Weights)
+            assert isinstance(module, TunedWeights)
             for key in module.frozen_weights:
                 yield f"{path}.{key}" if path else key, module, key
 
@@ -140,10 +152,12 @@ class FineTune(Method[Step], OwnWeights, Grid):
             )
         return {"contrastive": contrast(step.cosine_logits(step.class_features[step.labels]))}
 
-    def groups(self) -> Iterable[Group]:
+    def groups(self) -> Iterable[ParameterGroup]:
         """Return groups by layer, of which vectors, such as norms and biases, do not decay."""
         named = self.named_parameters()
-        return Group.alike((parameter, self._rates.get(name, 1.0), parameter.ndim > 1) for name, parameter in named)
+        return ParameterGroup.alike(
+            (parameter, self._rates.get(name, 1.0), parameter.ndim > 1) for name, parameter in named
+        )
 
     def train(self, mode: bool = True) -> Self:
         self._rounded &= not mode
@@ -182,7 +196,7 @@ class FineTune(Method[Step], OwnWeights, Grid):
                     parameter.data.copy_(value)
 
 
-class Weights(nn.Module):
+class TunedWeights(nn.Module):
     """Trained weights in fp32, whose state is their differences, in `dtype`, from frozen ones of the same names."""
 
     def __init__(self, dtype: torch.dtype) -> None:
