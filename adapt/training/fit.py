@@ -271,7 +271,7 @@ def _steps(training: Fitting, journal: Journal) -> dict[str, object]:
             position = trainer.train(step_done, model.method.epoch_done)
     training.seconds = position.seconds
     for entry in journal.history:
-        if entry["epoch"] == position.kept and "val" in entry:
+        if "val" in entry and entry["epoch"] == position.kept:
             [(figure, value)] = entry["val"].items()
             training.note(kept={"epoch": position.kept + 1, "of": position.epoch, "figure": figure, "value": value})
     return {

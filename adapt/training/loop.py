@@ -221,7 +221,9 @@ class Trainer:
         self.model.train()
         saved, patience = time.monotonic(), self.settings.patience or self.length.epochs
         with graceful() as interrupt:
-            while self.position.epoch < min(self.length.epochs, self.position.kept + 1 + patience):
+            while self.position.epoch < self.length.epochs:
+                if self.score is not None and self.position.epoch > self.position.kept + patience:
+                    break
                 for entry in self._epoch():  # none if the run was stopped after the epoch's last step
                     if self.position.step == self.length.steps or self.position.batch == len(self.batches):
                         epoch_done(self.position.epoch, self.length.epochs)

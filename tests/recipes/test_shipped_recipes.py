@@ -183,7 +183,7 @@ def _stop() -> None:
 def test_all_are_listed_by_their_names() -> None:
     folder = Path(__file__).resolve().parents[2] / "recipes"
     assert list(shipped().values()) == sorted(folder.rglob("*.yaml"))
-    assert len(shipped()) <= 106  # one for each kind of protocol that a paper has settings for
+    assert len(shipped()) <= 107  # one for each kind of protocol that a paper has settings for
     assert {f"{method}/few_shot" for method in _OF_ELEVEN} < shipped().keys()
 
 
@@ -351,19 +351,23 @@ def test_dpl_stands_at_maples_settings() -> None:
 
 
 def test_das_and_vlora_have_the_references_settings() -> None:
-    for name, size, rate, skip in (("das/vqa", 256, 1e-4, 1), ("das/meter", 512, 25e-6 * 5, 4)):
+    for name, size, rate, skip, head, kept in (("das/vqa", 256, 1e-4, 1, 10, 1), ("das/meter", 512, 25e-6, 4, 50, 5)):
         recipe = read_recipe(name, data="photos")
         train = recipe.train
         assert train is not None
         assert (train.batch_size * train.accumulate, train.lr, train.epochs) == (size, rate, 10)
         assert (train.weight_decay, train.schedule, train.warmup) == (0.01, "linear_iteration", 0.1)
+        assert train.betas == (0.9, 0.98)
         config = methods.find("das")(**recipe.method_config).config.model_dump()
         assert {
             "skip": skip,
             "search_epochs": 3,
             "warmup_epochs": 1,
+            "turn": 10,
             "draws": 3,
             "gate_lr": 1.0,
+            "head_rate": head,
+            "kept_rate": kept,
         }.items() <= config.items()
     for name, size, rate, dim in (("vlora/pretrain", 768, 5e-5, 1024), ("vlora/finetune", 128, 2e-5, 512)):
         recipe = read_recipe(name, data="photos")
