@@ -69,7 +69,7 @@ class FineTune(Method[Step], OwnWeights, Grid):
     learns_any_step = True
     choices = {"alpha": Choice(tuple(k / 10 for k in range(11)), usual=0.5, open_ended=False)}
     at_answer = frozenset({"alpha"})
-    weights: Weights
+    weights: TunedWeights
     _names: dict[str, set[str]] = {}  # of the trained weights, by the tower whose edits hold them
     _rates: dict[str, float]
     _share = 1.0  # of the trained weights, while shares are compared
@@ -90,7 +90,7 @@ class FineTune(Method[Step], OwnWeights, Grid):
                 f"{self.name}: loss is contrastive, which compares images with texts, but {backbone.describe()} is a "
                 f"{backbone.kind}: set method.loss to cross-entropy, or use a dual encoder"
             )
-        frozen, made = dict(backbone.model.named_parameters()), partial(Weights, _DTYPES[self.config.dtype])
+        frozen, made = dict(backbone.model.named_parameters()), partial(TunedWeights, _DTYPES[self.config.dtype])
         self.weights, self._names, self._rates = made(), {}, {}
         for tower, below in _below(backbone, self.config.towers).items():
             chosen = self._chosen(backbone.tower(tower), below)
@@ -123,10 +123,10 @@ class FineTune(Method[Step], OwnWeights, Grid):
         own, share = self._names[tower.name], None if self.training or self._rounded else self._share
         return [Parameters({name: each.weight_of(key, share) for name, each, key in self._each() if name in own})]
 
-    def _each(self) -> Iterator[tuple[str, Weights, str]]:
+    def _each(self) -> Iterator[tuple[str, TunedWeights, str]]:
         """Yield each trained weight's name in the backbone's model, the module that holds it, and its name there."""
         for path, module in self.weights.named_modules():
-            assert isinstance(module, Weights)
+            assert isinstance(module, TunedWeights)
             for key in module.frozen_weights:
                 yield f"{path}.{key}" if path else key, module, key
 
@@ -182,7 +182,7 @@ class FineTune(Method[Step], OwnWeights, Grid):
                     parameter.data.copy_(value)
 
 
-class Weights(nn.Module):
+class TunedWeights(nn.Module):
     """Trained weights in fp32, whose state is their differences, in `dtype`, from frozen ones of the same names."""
 
     def __init__(self, dtype: torch.dtype) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptError, methods
 from adapt.methods.base.step import PairStep, total
-from adapt.methods.finetune import FineTune, Weights
+from adapt.methods.finetune import FineTune, TunedWeights
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 KINDS = ("open_clip", "open_clip_timm", "hf_clip", "hf_siglip")
@@ -219,7 +219,7 @@ def test_differences_survive_loading_and_saving(seed: int) -> None:
         return size * torch.randn(4000, generator=random) * (torch.rand(4000, generator=random) > 0.1)
 
     frozen = torch.nn.Parameter(drawn())
-    weights, loaded = Weights(torch.bfloat16), Weights(torch.bfloat16)
+    weights, loaded = TunedWeights(torch.bfloat16), TunedWeights(torch.bfloat16)
     for each in (weights, loaded):
         each.hold_weight("w", frozen)
     with torch.no_grad():
