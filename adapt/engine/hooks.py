@@ -175,11 +175,12 @@ def _holding(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
         (module._parameters, name, parameter)
         for module in modules_of(model)
         for name, parameter in module._parameters.items()
-        if id(parameter) in chosen
+        if parameter is not None and id(parameter) in chosen
     ]
     try:
         for held, name, parameter in places:
-            held[name] = chosen[id(parameter)]  # type: ignore[assignment]  # as `torch.func.functional_call` does
+            # as `torch.func.functional_call` does
+            held[name] = chosen[id(parameter)].to(parameter.dtype)  # type: ignore[assignment]
         yield
     finally:
         for held, name, parameter in places:

@@ -33,7 +33,19 @@ from adapt.backbones.tower import Tower, TowerName
 from adapt.common.errors import AdaptError, nearest
 from adapt.edits import Edit, Parameters
 from adapt.engine.hooks import run
-from adapt.methods.base import Choice, Context, Grid, Group, Method, PairStep, Step, Terms, Training, Trial, contrast
+from adapt.methods.base import (
+    Choice,
+    Context,
+    Grid,
+    Method,
+    PairStep,
+    ParameterGroup,
+    Step,
+    Terms,
+    Training,
+    Trial,
+    contrast,
+)
 from adapt.methods.base.places import owner_of
 from adapt.methods.base.traits import OwnWeights, combinations
 from adapt.methods.zero_shot import TemplatesConfig
@@ -140,10 +152,12 @@ class FineTune(Method[Step], OwnWeights, Grid):
             )
         return {"contrastive": contrast(step.cosine_logits(step.class_features[step.labels]))}
 
-    def groups(self) -> Iterable[Group]:
+    def groups(self) -> Iterable[ParameterGroup]:
         """Return groups by layer, of which vectors, such as norms and biases, do not decay."""
         named = self.named_parameters()
-        return Group.alike((parameter, self._rates.get(name, 1.0), parameter.ndim > 1) for name, parameter in named)
+        return ParameterGroup.alike(
+            (parameter, self._rates.get(name, 1.0), parameter.ndim > 1) for name, parameter in named
+        )
 
     def train(self, mode: bool = True) -> Self:
         self._rounded &= not mode

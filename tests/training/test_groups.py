@@ -11,7 +11,7 @@ from stopping import stopped_at
 from torch import nn
 
 from adapt import AdaptError, methods, wrap
-from adapt.methods.base import Group
+from adapt.methods.base import ParameterGroup
 from adapt.recipe.settings import TrainSettings
 from adapt.training.loop import make_optimizer
 
@@ -21,9 +21,9 @@ class Grouped(methods.BitFit):
 
     name = "grouped"
 
-    def groups(self) -> Iterable[Group]:
+    def groups(self) -> Iterable[ParameterGroup]:
         named = list(self.named_parameters())
-        return Group.alike(
+        return ParameterGroup.alike(
             (parameter, 10.0 if "visual" in name else 1.0, "visual" in name) for name, parameter in named
         )
 
@@ -31,8 +31,8 @@ class Grouped(methods.BitFit):
 class Incomplete(methods.BitFit):
     name = "incomplete"
 
-    def groups(self) -> Iterable[Group]:
-        return [Group(tuple(self.parameters())[1:])]
+    def groups(self) -> Iterable[ParameterGroup]:
+        return [ParameterGroup(tuple(self.parameters())[1:])]
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ class MethodConfig(StrictModel):
         return value
 
 
-class Group(NamedTuple):
+class ParameterGroup(NamedTuple):
     """Trained parameters that share a learning rate."""
 
     parameters: tuple[nn.Parameter, ...]
@@ -104,7 +104,7 @@ class Group(NamedTuple):
     """Whether the recipe's weight decay applies."""
 
     @classmethod
-    def alike(cls, parameters: Iterable[tuple[nn.Parameter, float, bool]]) -> list[Group]:
+    def alike(cls, parameters: Iterable[tuple[nn.Parameter, float, bool]]) -> list[ParameterGroup]:
         """Return groups of parameters that are given with their rate and whether they decay."""
         groups = grouped(((rate, decays), parameter) for parameter, rate, decays in parameters)
         return [cls(tuple(own), *settings) for settings, own in groups.items()]
@@ -229,9 +229,9 @@ class Method(nn.Module, Generic[StepT]):
         """Return the parameters for the optimiser, including trained parameters that adapter files leave out."""
         return self.parameters()
 
-    def groups(self) -> Iterable[Group]:
+    def groups(self) -> Iterable[ParameterGroup]:
         """Return the parameters of `trains`, each in one group; by default all have the recipe's rate and decay."""
-        return [Group(tuple(self.trains()))]
+        return [ParameterGroup(tuple(self.trains()))]
 
     def prepare(self, training: Training) -> None:
         """Do the method's work before or instead of gradient steps, such as a closed-form fit, a cache or a search.
@@ -286,6 +286,20 @@ class HoldsAside(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.aside._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+
+def tree(parameters: Mapping[str, nn.Parameter]) -> nn.Module:
+    """Return a module that holds `parameters` under their names, in which a dot leads into a module inside."""
+    root = nn.Module()
+    for name, parameter in parameters.items():
+        *path, own = name.split(".")
+        owner = root
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        owner.register_parameter(own, parameter)
+    return root
 
 
 class LearnsAside(HoldsAside):
