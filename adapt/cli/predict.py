@@ -196,9 +196,11 @@ def predict(
     from adapt.models.prediction import Query
 
     names = common.class_names(classes)
-    among = None if names is None or question is None else tuple(names)
     asked = top_k, threshold, False, question, of_items, together, at_a_time, explain, sets
-    query, drawn = Query(*asked, maps=maps is not None, boxes=boxes, options=among), None
+    query, drawn = (
+        Query(*asked, maps=maps is not None, boxes=boxes, options=names if question is not None else None),
+        None,
+    )
     watched: list[tuple[Windows, list[Window]]] = []  # of each adapter, with those that were compared
     if vocabulary_free is not None:
         answers = _by_captions(vocabulary_free, backbone, device, query, opened)

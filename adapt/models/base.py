@@ -41,7 +41,7 @@ from adapt.methods.base.traits import (
 )
 from adapt.models.prediction import PLAIN, Answers, Prediction, Query, decided
 from adapt.models.sets import Sets
-from adapt.prompts import check_class_names, several
+from adapt.prompts import several
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
@@ -288,8 +288,7 @@ class Adapted(nn.Module, Generic[B]):
         `adapt.data.open_image`), for a threshold outside [0, 1], for `sets` of a model that was not calibrated, or on
         too few images, for `features` of a model without image features, and for `maps` of a method that draws none.
         """
-        among = None if options is None else check_class_names(options)
-        query = Query(top_k, threshold, features, question, sets=sets, maps=maps, options=among)
+        query = Query(top_k, threshold, features, question, sets=sets, maps=maps, options=options)
         return list(self.ask(images, query, batch_size, urls=urls))
 
     def predict_stream(
@@ -307,8 +306,7 @@ class Adapted(nn.Module, Generic[B]):
         urls: bool = False,
     ) -> Iterator[Prediction]:
         """Yield the predictions of `predict` one by one, with only one batch of images in memory."""
-        among = None if options is None else check_class_names(options)
-        query = Query(top_k, threshold, features, question, sets=sets, maps=maps, options=among)
+        query = Query(top_k, threshold, features, question, sets=sets, maps=maps, options=options)
         yield from self.ask(images, query, batch_size, urls=urls)
 
     def find(

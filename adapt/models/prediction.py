@@ -226,7 +226,7 @@ class Query:
     sets: float | None = None
     maps: bool = False
     boxes: bool = False
-    options: tuple[str, ...] | None = None
+    options: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         others = self.question is not None or self.sets is not None or self.features or self.items or self.together

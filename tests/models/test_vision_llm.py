@@ -59,6 +59,8 @@ def pictures(images: Tensor) -> Tensor:
         (QUESTIONS, "cat", "one string about 3 images: give a list with one answer for each image"),
         (["what", "a <image> or <image> ?", "how"], None, "'a <image> or <image> .' has 2 places for an image"),
         (QUESTIONS, ["a cat", " ", "two"], r"the answer to 'how many dog \?' is empty; expected words"),
+        (QUESTIONS, ["a cat", "two </s> two", "two"], "'two </s> two' has </s>, a control token of the model"),
+        (["what", "how </s>", "what"], None, "'how </s>' has </s>, a control token of the model"),
         (["what", "how", "a " * 60], None, "a question takes 65 tokens, 0 of them for its image, but .* at most 64"),
         (QUESTIONS, ["two", "red", "a " * 60], r"a question takes 7\d tokens, 0 of them"),
     ],
