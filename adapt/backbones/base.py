@@ -18,7 +18,7 @@ from adapt.backbones import fingerprint
 from adapt.backbones.locks import copied_alone
 from adapt.backbones.preprocess import OfUpright, Preprocess, Transform
 from adapt.backbones.tokenizer import pad_rows
-from adapt.backbones.tower import Absent, Tower
+from adapt.backbones.tower import Absent, Form, Tower
 from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -108,8 +108,13 @@ class Backbone:
 
         return build(model, processor, name)
 
-    def tower(self, name: str) -> Tower:
-        """Return the tower called `name`, such as text. Raises AdaptError if no editable tower has this name."""
+    def tower(self, name: str, blocks: bool = True) -> Tower:
+        """Return the tower called `name`, such as text. Raises AdaptError if no editable tower has this name.
+
+        With `blocks` false, a network without transformer blocks is a tower without any, whose weights can be edited.
+        """
+        if name not in self.towers and not blocks:
+            return Tower(name, width=0, heads=0, form=Form(causal=False, pooling="none"), blocks=())
         if name not in self.towers:
             others = f"; editable towers: {', '.join(self.towers)}. Set the method's towers to editable towers, or use"
             raise AdaptError(

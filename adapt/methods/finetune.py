@@ -61,7 +61,7 @@ class FineTuneConfig(TemplatesConfig):
     parts: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Only these train: shell patterns of the names of parameters in the model, such as *.attn.*; by default all."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """The factor of the learning rate from each block to the one below; what is behind the blocks has the full rate."""
+    """The factor of the learning rate from each block to the one below; what is behind blocks, or has none, is at 1."""
     loss: Literal["cross-entropy", "contrastive"] = "cross-entropy"
     """The loss: the task's own, or FLYP's contrast of the batch's images with the prompts of their classes."""
     alpha: float | None = Field(default=1.0, ge=0, le=1)
@@ -105,7 +105,7 @@ class FineTune(Method[Step], OwnWeights, Grid):
         frozen, made = dict(backbone.model.named_parameters()), partial(TunedWeights, _DTYPES[self.config.dtype])
         self.weights, self._names, self._rates = made(), {}, {}
         for tower, below in _below(backbone, self.config.towers).items():
-            chosen = self._chosen(backbone.tower(tower), below)
+            chosen = self._chosen(backbone.tower(tower, blocks=False), below)
             self._names[tower] = set(chosen)
             for name in chosen:
                 self._rates[f"weights.{name}"] = self.config.layer_decay ** below[name]
@@ -242,7 +242,8 @@ def _below(backbone: Any, towers: Sequence[str] | None) -> dict[str, dict[str, i
     forwards: dict[str, Callable[[], Tensor]] = {"vision": lambda: backbone.encode_image(backbone.blank())}
     if backbone.kind == "dual encoder":
         forwards["text"] = lambda: backbone.encode_text(backbone.tokenize(["a"]).to(backbone.device))
-    return {name: _of_output(backbone, [backbone.tower(name)], forwards[name]) for name in towers or forwards}
+    chosen = {name: backbone.tower(name, blocks=name not in forwards) for name in towers or forwards}
+    return {name: _of_output(backbone, [tower], forwards[name]) for name, tower in chosen.items()}
 
 
 def _of_output(backbone: Backbone, towers: Sequence[Tower], forward: Callable[[], Tensor]) -> dict[str, int]:
@@ -252,7 +253,7 @@ def _of_output(backbone: Backbone, towers: Sequence[Tower], forward: Callable[[]
         for index, block in enumerate(tower.blocks):
             own = [names[id(parameter)] for parameter in block.module.parameters()]
             every |= dict.fromkeys(own, len(tower.blocks) - index)
-    behind = _reached(backbone, towers[0], forward, [tower.blocks[-1].module for tower in towers])
+    behind = _reached(backbone, towers[0], forward, [tower.blocks[-1].module for tower in towers if tower.blocks])
     before = len(towers[0].blocks) + 1
     return {
         name: every.get(name, 0 if name in behind else before) for name in _reached(backbone, towers[0], forward, ())

@@ -467,14 +467,14 @@ class Adapted(nn.Module, Generic[B]):
     def _edits(self, tower: str, context: Context) -> list[Edit]:
         """Return the method's edits of `tower` for this call, or an empty list if the method does not edit `tower`."""
         touched = tower in self.method.touches
-        return self.method.edits(self.backbone.tower(tower), context) if touched else []
+        return self.method.edits(self.backbone.tower(tower, blocks=False), context) if touched else []
 
     def _through(
         self, edits: Mapping[str, Sequence[Edit]], compute: Callable[[], Computed], merge: bool = False
     ) -> Computed:
         """Return the result of `compute()`, called with the backbone frozen and `edits` applied to the towers."""
         backbone = self.backbone
-        changes = [(backbone.tower(name), own) for name, own in edits.items() if own]
+        changes = [(backbone.tower(name, blocks=False), own) for name, own in edits.items() if own]
         if not changes:
             with alone(backbone.model) if backbone.runs_alone else nullcontext(), frozen(backbone.model):
                 return compute()

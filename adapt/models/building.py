@@ -22,7 +22,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import readable_bytes
 from adapt.engine.plan import plan
 from adapt.methods.base import Context, Method
-from adapt.methods.base.traits import OwnClassifier, ReadsHeads, has_trait, trait
+from adapt.methods.base.traits import OwnClassifier, OwnWeights, ReadsHeads, has_trait, trait
 from adapt.prompts import check_class_names, check_first_token
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _check_edits(backbone: Backbone, method: Method, classes: int) -> None:
         tokens["vision"] = lambda: patches
         class_tokens["vision"] = lambda: patches[:, 0]
     for name in sorted(method.touches):
-        tower = backbone.tower(name)
+        tower = backbone.tower(name, blocks=not has_trait(method, OwnWeights))
         planned = plan(tower, method.edits(tower, Context(features, tokens, class_features, class_tokens)))
         if name == "text" and planned.entering is not None and planned.entering.block is not None:
             check_first_token(backbone.tokenizer)

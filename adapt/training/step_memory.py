@@ -199,11 +199,10 @@ def _of_classes(model: ImageModel) -> int:
 def _of_an_image(model: ImageModel, block: int | None) -> tuple[int, int]:
     backbone = model.backbone
     working = 12 * backbone.preprocess.size**2  # three channels of fp32
-    if "vision" not in backbone.towers:
-        return 0, working
-    tower, images = backbone.tower("vision"), backbone.blank().repeat(_IMAGES, 1, 1, 1)
-    inner = max(projection.shape[0] for projection in tower.blocks[-1].projections.values())
-    working += 4 * token_count(backbone) * (8 * tower.width + 2 * inner)
+    if (tower := backbone.towers.get("vision")) is not None:
+        inner = max(projection.shape[0] for projection in tower.blocks[-1].projections.values())
+        working += 4 * token_count(backbone) * (8 * tower.width + 2 * inner)
+    images = backbone.blank().repeat(_IMAGES, 1, 1, 1)
     inputs = images if block is None else model.block_inputs(images, block)
     return kept_bytes(model, lambda: model.image_features(inputs)) // _IMAGES, working
 

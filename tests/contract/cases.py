@@ -36,7 +36,6 @@ _IN_VISION_BLOCKS = (
     "bitfit",
     "das",
     "dpl",
-    "finetune",
     "hicropl",
     "ivlp",
     "ln_tuning",

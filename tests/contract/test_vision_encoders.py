@@ -49,7 +49,7 @@ def fits(method: str, kind: str) -> bool:
     """Whether a method can be put on a kind of backbone; the test of refusals says why not."""
     if method == "patch_memory" and (kind == "radio" or kind.startswith("timm")):
         return kind != "radio"  # which has other tokens before its patches; timm gives the maps of all its networks
-    if method in CONFIGS and kind in tiny_vision.WITHOUT_BLOCKS:
+    if method in CONFIGS and method != "finetune" and kind in tiny_vision.WITHOUT_BLOCKS:
         return False
     if method == "dino_linear":
         return kind in WITH_CLASS_TOKEN

@@ -261,7 +261,7 @@ def test_refusals() -> None:
 
     refused("blocks is 4, but the vision tower has 3", blocks=4)
     refused(r"no weight of the vision tower that trains is called '\*.atn.\*'", parts=("*.atn.*",))
-    refused("the vision tower of CLIP has no transformer blocks", kind="open_clip_resnet")
+    refused("blocks is 1, but the vision tower has 0", kind="open_clip_resnet", blocks=1)
     with pytest.raises(AdaptError, match="loss is contrastive, which compares images with texts"):
         adapt.wrap(tiny_fusion.vilt(), FineTune(loss="contrastive"), tiny_fusion.ANSWERS)
     with pytest.raises(AdaptError, match=r"has one output of its towers: leave method\.towers out"):
