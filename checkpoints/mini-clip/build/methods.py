@@ -54,6 +54,12 @@ TOWERS = {  # whose steps pass through a tower
     "bitfit": "BitFit",
     "tpt": "TPT",
 }
+WEIGHTS = {  # which train the towers' weights themselves
+    "finetune": "all weights",
+    "finetune method.blocks=1": "the last block of each tower",
+    "finetune method.alpha=null": "all weights, WiSE-FT",
+    "finetune method.loss=contrastive": "all weights, FLYP",
+}
 NATIVE = {"lora/chats": "LoRA on mini-vlm"}  # which learns the words of the classes as answers
 SAME = {("tpt", shots) for shots in (1, 2, 4, 8)}  # it learns from no training image
 
@@ -65,6 +71,7 @@ def main() -> None:
     work = parser.parse_args().work
     fill(work, METHODS, {("gda", 1)}, "few-shot", "methods")  # one image a class has no spread
     fill(work, TOWERS, SAME, "few-shot-towers", "methods_towers")
+    fill(work, WEIGHTS, set(), "few-shot-weights", "methods_weights")
     fill(work, NATIVE, set(), "few-shot-native", "methods_native")
     seconds = [curves.measure(work, "lora/chats", 16, seed)["seconds"] for seed in curves.SEEDS]
     print(f"LoRA on mini-vlm at 16 shots: {min(seconds):.0f} to {max(seconds):.0f} s of training")
