@@ -14,7 +14,7 @@ zero-shot logits, which is ours.
 from __future__ import annotations
 
 import torch
-from pydantic import Field
+from pydantic import field_validator
 from torch import Tensor
 
 from adapt.methods.base import Choice
@@ -22,9 +22,18 @@ from adapt.methods.base.plain_classifier import LinearClassifier, PlainClassifie
 
 
 class LDAConfig(PlainClassifierConfig):
-    ridge: float | None = Field(default=None, ge=0)
+    ridge: float | dict[float, float] | None = None
     """The multiple of total variance / number of images that is added to every variance; 0 is Ledoit and Wolf's
-    covariance, null lets the data choose among 0, 0.2, 1 and 5."""
+    covariance. Of several, with the share of each (`{0: 0.3, 1: 0.7}`), the classifiers are averaged; null averages
+    those of 0, 0.2 and 1, by shares that the data choose."""
+
+    @field_validator("ridge")
+    @classmethod
+    def _positive(cls, ridge: float | dict[float, float] | None) -> float | dict[float, float] | None:
+        shares = ridge if isinstance(ridge, dict) else {ridge or 0.0: 1.0}
+        if not shares or min(shares) < 0 or min(shares.values()) <= 0:
+            raise ValueError(f"{ridge} is neither a number of at least 0, nor several with shares above 0")
+        return ridge
 
 
 class LDA(LinearClassifier):
@@ -33,7 +42,7 @@ class LDA(LinearClassifier):
     name = "lda"
     title = "Linear discriminant analysis, shrunk (Ledoit and Wolf, JMVA 2004)"
     Config = LDAConfig
-    choices = {"ridge": Choice((0.0, 0.2, 1.0, 5.0), usual=1.0)}
+    choices = {"ridge": Choice((0.0, 0.2, 1.0), usual=0.2, averaged=True)}
 
     def solve(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         means = class_means(features, labels, len(self.bias))
@@ -43,8 +52,10 @@ class LDA(LinearClassifier):
         shrinkage, trace = ledoit_wolf(deviations)
         unbiased = 1 / max(1, len(features) - len(means))
         total = len(features) * unbiased * trace  # of all variances, which shrinking leaves as it is
-        ridge = total * (shrinkage / features.shape[1] + self.setting("ridge") / len(features))
-        weight = against_covariance(means, deviations, ridge, (1 - shrinkage) * unbiased)
+        weight = torch.zeros_like(means)
+        for ridge, share in self.shares("ridge").items():
+            added = total * (shrinkage / features.shape[1] + ridge / len(features))
+            weight += share * against_covariance(means, deviations, added, (1 - shrinkage) * unbiased)
         priors = labels.bincount(minlength=len(means)) / len(labels)
         return weight, priors.log() - (weight * means).sum(-1) / 2
 
