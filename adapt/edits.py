@@ -6,7 +6,7 @@ independently: the fast paths pass them only the tokens that matter, and the tok
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -96,8 +96,9 @@ class Parallel:
 
     `site` is the sublayer (attn, cross or mlp), or block. The module maps the residual stream `(..., d)` at the input
     of the sublayer or block to a term that is added to the output of the same sublayer or block. For a sublayer, the
-    term is added after the layer scale or, in a post-norm block, after the norm. With `normed`, the module's input is
-    instead the output of the sublayer's norm, or of the block's first norm.
+    term is added after the layer scale; in a post-norm block, it joins the sum that the norm of an attention reads, and
+    is added after the norm of an MLP, as in METER. With `normed`, the module's input is instead the output of the
+    sublayer's norm, or of the block's first norm.
     """
 
     block: int
@@ -142,6 +143,17 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class Parameters:
+    """An edit that puts trained `values` in the place of frozen parameters, by their names in the backbone's model.
+
+    Only the library's own forward reads them: a method has the trait `OwnWeights`, where there is a fast path.
+    """
+
+    values: Mapping[str, Tensor]
+    block: ClassVar[None] = None  # they may be of any block, and outside the blocks
+
+
+@dataclass(frozen=True)
 class Outputs:
     """An edit that changes nothing, but passes the outputs of a vision tower's learned tokens to `take`.
 
@@ -152,4 +164,4 @@ class Outputs:
     block: ClassVar[None] = None  # it acts outside the blocks
 
 
-Edit = Tokens | Replace | Attention | Parallel | Bypass | After | LowRank | Outputs
+Edit = Tokens | Replace | Attention | Parallel | Bypass | After | LowRank | Parameters | Outputs

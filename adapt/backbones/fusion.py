@@ -53,9 +53,10 @@ class FusionEncoder(Backbone):
         return set(answers) <= set(self.answers)
 
     def new_classifier(self, answers: Sequence[str]) -> nn.Sequential:
-        """Return a trainable classifier `(b, d) -> (b, answers)` with the same layers as ViLT's classifier.
+        """Return a trainable classifier `(b, d) -> (b, answers)` with the layers and the start of ViLT's and METER's.
 
-        The weights are copied from the model's own classifier if `knows(answers)`; otherwise the weights are random.
+        The weights are copied from the model's own classifier if `knows(answers)`; otherwise they are drawn from
+        N(0, 0.02), and biases are 0.
         """
         if self.classifier is not None and self.knows(answers):
             head = copy.deepcopy(self.classifier).float()
@@ -65,9 +66,12 @@ class FusionEncoder(Backbone):
             last.weight, last.bias = nn.Parameter(last.weight[rows]), nn.Parameter(last.bias[rows])
             last.out_features = len(rows)
             return head.requires_grad_(True)
-        width = 2 * self.features
-        layers = (nn.Linear(self.features, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, len(answers)))
-        return nn.Sequential(*layers).to(self.device)
+        width = 2 * next(iter(self.towers.values())).width
+        first, last = nn.Linear(self.features, width), nn.Linear(width, len(answers))
+        for linear in (first, last):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+        return nn.Sequential(first, nn.LayerNorm(width), nn.GELU(), last).to(self.device)
 
 
 def build_vilt(model: ViltForQuestionAnswering | ViltModel, processor: Any, name: str | None = None) -> FusionEncoder:
@@ -149,15 +153,18 @@ def _vilt_block(layer: nn.Module) -> Block:
 
 
 def _cross_block(layer: nn.Module) -> Block:
-    """Describe a cross-modal BridgeTower layer as a post-norm `Block`, whose branches output the residual stream."""
+    """Describe a cross-modal BridgeTower layer as a post-norm `Block`.
+
+    The output of an attention's last linear map joins the sum that its norm reads; the MLP outputs the stream itself.
+    """
     part = layer.get_submodule
     attention, cross = part("attention"), part("crossattention")
     norm1, norm2, act = map(
         part, ("attention.output.LayerNorm", "output.LayerNorm", "intermediate.intermediate_act_fn")
     )
     sites = {
-        "attn": Site(attention, attention),
-        "cross": Site(cross, cross),
+        "attn": Site(attention, part("attention.output.dense")),
+        "cross": Site(cross, part("crossattention.output.dense")),
         "mlp": Site(part("intermediate"), part("output")),
     }
     return Block(layer, attention, norm1, norm2, act, _projections(layer, "attention.self"), sites=sites, returns=3)

@@ -37,6 +37,7 @@ from adapt.backbones.encoded_images import (
     written,
 )
 from adapt.backbones.preprocess import AsDecoded, Preprocess, Transform
+from adapt.backbones.tokenizer import check_words
 from adapt.backbones.tower import Block, Form, Projection, Tower
 from adapt.chats import Chat, Turn
 from adapt.common.errors import AdaptError, unpanicked
@@ -228,8 +229,10 @@ class NativeVLM(Backbone):
         to be generated.
 
         Raises AdaptError if the number of images differs from the number of image parts in a conversation, if the chat
-        template refuses the conversation, or if it has more tokens than the decoder can read. No token is ever cut.
+        template refuses the conversation, if its words have a control token other than those of the family's boxes, or
+        if it has more tokens than the decoder can read. No token is ever cut.
         """
+        self._check_words(chats)
         for chat, own in zip(chats, images, strict=True):
             if len(own) != chat.images:
                 raise AdaptError(f"a conversation speaks of {chat.images} images, and {len(own)} are given")
@@ -330,7 +333,12 @@ class NativeVLM(Backbone):
 
         With `asks`, the beginning of an answer counts. Raises AdaptError as `rows` does, but for the number of tokens.
         """
+        self._check_words(chats)
         return [self._length(chat, tuple(own), asks) for chat, own in zip(chats, sizes, strict=True)]
+
+    def _check_words(self, chats: Sequence[Chat]) -> None:
+        for turn in (turn for chat in chats for turn in chat.turns):
+            check_words(self.tokenizer, turn.text, self.box_form.box)
 
     def _length(self, chat: Chat, sizes: tuple[tuple[int, int], ...], asks: bool) -> int:
         text = self.render(chat, asks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -12,7 +13,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from adapt.common.errors import AdaptError
-from adapt.common.shown import one_line
+from adapt.common.shown import brief, one_line
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
@@ -175,6 +176,21 @@ def _cleaned(text: str) -> str:
     from ftfy import fix_text
 
     return " ".join(unescape(unescape(fix_text(text))).split())
+
+
+@lru_cache(maxsize=16)
+def _control(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return special - ({tokenizer.unk_token} - {tokenizer.eos_token})  # that ends nothing, and may be put for an image
+
+
+def check_words(tokenizer: PreTrainedTokenizerBase, words: str, allowed: str = "") -> None:
+    """Raise AdaptError if words have a control token that is not in `allowed`, and would be read as the real one.
+
+    Tokenizers of transformers cannot tell the two apart: a template's tokens and the words are one text for them.
+    """
+    if found := [token for token in _control(tokenizer) if token in words and token not in allowed]:
+        raise AdaptError(f"{brief(words)} has {max(found)}, a control token of the model: take it out of the words")
 
 
 _PROBES = (

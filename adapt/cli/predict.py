@@ -84,7 +84,9 @@ def predict(
         ),
     ] = None,
     classes: common.OtherClasses = None,
-    question: Annotated[str | None, "Question about each image, for an adapter that answers questions."] = None,
+    question: Annotated[
+        str | None, "Question about each image, for an adapter that answers questions; with --classes, by one of these."
+    ] = None,
     together: Annotated[
         bool,
         "Answer all images as one set, with an adapter of a method such as stata, or with --sets; results come at the "
@@ -193,8 +195,12 @@ def predict(
     opened = partial(opened_items, files, read, of_items)
     from adapt.models.prediction import Query
 
+    names = common.class_names(classes)
     asked = top_k, threshold, False, question, of_items, together, at_a_time, explain, sets
-    query, drawn = Query(*asked, maps=maps is not None, boxes=boxes), None
+    query, drawn = (
+        Query(*asked, maps=maps is not None, boxes=boxes, options=names if question is not None else None),
+        None,
+    )
     watched: list[tuple[Windows, list[Window]]] = []  # of each adapter, with those that were compared
     if vocabulary_free is not None:
         answers = _by_captions(vocabulary_free, backbone, device, query, opened)
@@ -203,7 +209,7 @@ def predict(
         from adapt.methods.base.traits import PoolsBags, trait
 
         paths, loaded = [*map(hub.spelled, adapters)], common.given_backbone(backbone, device)
-        models = load_many(paths, loaded, common.class_names(classes), device=device)
+        models = load_many(paths, loaded, names, device=device)
         for model in models:
             if of_items and (pools := trait(model.method, PoolsBags)):
                 pools.check_views((file.called, file.view) for file in files)

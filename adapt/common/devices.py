@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AUTO = "auto"
+_most = sys.maxsize  # CPU threads that torch may use
+
+
+def _end_threads() -> None:
+    """Compute with one thread in the child of a fork, which has no thread of its parent, but would wait for them."""
+    global _most
+    if (torch := sys.modules.get("torch")) is not None:
+        _most = 1
+        torch.set_num_threads(_most)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_end_threads)
 
 
 def chosen(device: str | torch.device = AUTO) -> torch.device:
@@ -113,7 +126,7 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 def doubled(tensor: Tensor) -> Tensor:
     """Return `tensor` in double precision, moved to the CPU if its device (such as MPS) has no double precision."""
-    return (tensor if tensor.device.type in ("cpu", "cuda", "xpu") else tensor.cpu()).double()
+    return (tensor if tensor.device.type in ("cpu", "cuda", "xpu", "meta") else tensor.cpu()).double()
 
 
 def rng_states(device: torch.device) -> dict[str, Tensor]:
@@ -155,11 +168,11 @@ def keeping_rng(device: torch.device, seed: int | None = None) -> Iterator[None]
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch use `count` CPU threads in the `with` block, and as many as before after it."""
+    """Let torch use `count` CPU threads, or one after a fork, in the `with` block, and as many as before after it."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(min(count, _most))
     try:
         yield
     finally:

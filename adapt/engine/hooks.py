@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from adapt.backbones.base import ImageEncoder
 from adapt.backbones.locks import alone, frozen
 from adapt.backbones.split_attention import attend
-from adapt.backbones.tower import NORMS, Block, BlockOutput, Site, Tower, check_parts, tokens_of
+from adapt.backbones.tower import NORMS, Block, BlockOutput, Site, Tower, check_parts, modules_of, tokens_of
 from adapt.common.errors import AdaptError
 from adapt.common.untraced import untraced
 from adapt.edits import Edit, LowRank, Parallel, Replace
@@ -86,7 +86,7 @@ def _edited(
     model: nn.Module, tower: Tower, planned: Plan, prompts: Sequence[Prompt], checkpointing: bool, merge: bool
 ) -> Iterator[None]:
     prompts = planned.with_slots(prompts)
-    inside = _once(model, partial(_inside_blocks, tower, planned, prompts, merge))
+    inside = _once(model, partial(_inside_blocks, model, tower, planned, prompts, merge))
     with ExitStack() as stack:
         stack.enter_context(inside())
         stack.enter_context(_outer(tower, planned))
@@ -132,9 +132,13 @@ def _once(
 
 
 @contextmanager
-def _inside_blocks(tower: Tower, planned: Plan, prompts: Sequence[Prompt], merge: bool) -> Iterator[None]:
+def _inside_blocks(
+    model: nn.Module, tower: Tower, planned: Plan, prompts: Sequence[Prompt], merge: bool
+) -> Iterator[None]:
     """Apply all edits inside transformer blocks in the `with` block, which may run the forward or recompute a block."""
     with ExitStack() as stack:
+        if planned.parameters:
+            stack.enter_context(_holding(model, planned.parameters))
         for index in planned.replaced.keys() | planned.attention.keys():
             weights = None
             if index in planned.attention:
@@ -156,18 +160,47 @@ def _inside_blocks(tower: Tower, planned: Plan, prompts: Sequence[Prompt], merge
 
 
 @contextmanager
+def _holding(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put `values` in the place of the parameters with these names in the `with` block, also where modules share one.
+
+    Raises AdaptError if the model has no parameter of a name, or one of another shape.
+    """
+    own = dict(model.named_parameters())
+    for name, value in values.items():
+        if name not in own or own[name].shape != value.shape:
+            there = f"{tuple(own[name].shape)}" if name in own else "no such parameter"
+            raise AdaptError(f"an edit gives {name} the shape {tuple(value.shape)}, but the model has {there}")
+    chosen = {id(own[name]): value for name, value in values.items()}
+    places = [
+        (module._parameters, name, parameter)
+        for module in modules_of(model)
+        for name, parameter in module._parameters.items()
+        if parameter is not None and id(parameter) in chosen
+    ]
+    try:
+        for held, name, parameter in places:
+            # as `torch.func.functional_call` does
+            held[name] = chosen[id(parameter)].to(parameter.dtype)  # type: ignore[assignment]
+        yield
+    finally:
+        for held, name, parameter in places:
+            held[name] = parameter
+
+
+@contextmanager
 def _beside(site: Site, edit: Parallel) -> Iterator[None]:
     """Add the output of a `Parallel` edit to the output of a sublayer in the `with` block; both read the same input."""
     read: list[Tensor] = []
 
-    def keep(reader: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        read[:] = [output if edit.normed else inputs[0]]
+    def keep(reader: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | None = None) -> None:
+        read[:] = [inputs[0] if output is None else output]
 
     def join(added: nn.Module, inputs: object, output: BlockOutput) -> BlockOutput:
         return _added(output, edit.module(read.pop()))
 
-    # if both are one module, `keep` runs first
-    with site.read.register_forward_hook(keep), site.added.register_forward_hook(join):
+    # a sum inside the reading module is made before this module ends
+    reading = site.read.register_forward_hook if edit.normed else site.read.register_forward_pre_hook
+    with reading(keep), site.added.register_forward_hook(join):
         yield
 
 

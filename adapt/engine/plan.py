@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.tower import NORMS, Tower
 from adapt.common.errors import AdaptError, nearest
-from adapt.edits import After, Attention, Bypass, Edit, LowRank, Outputs, Parallel, Replace, Tokens
+from adapt.edits import After, Attention, Bypass, Edit, LowRank, Outputs, Parallel, Parameters, Replace, Tokens
 from adapt.prompts import Prompt
 
 _TAKES_TOKENS = ("text", "vision", "decoder")
@@ -26,6 +26,7 @@ class Plan:
     parallel: dict[int, dict[str, Parallel]] = field(default_factory=dict)
     bypassed: dict[int, nn.Module] = field(default_factory=dict)
     low_rank: dict[int, dict[str, LowRank]] = field(default_factory=dict)
+    parameters: dict[str, Tensor] = field(default_factory=dict)
     outer: dict[str, nn.Module] = field(default_factory=dict)  # in place of the tower's own norms and projection
     after: nn.Module | None = None  # between the last block and the final norm
     outputs: Callable[[Tensor], None] | None = None  # takes the outputs of the learned tokens
@@ -96,6 +97,9 @@ def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
             if sorted_out.after is not None:
                 raise AdaptError(f"two edits add a module after the blocks of {place}: keep one")
             sorted_out.after = edit.module
+        elif isinstance(edit, Parameters):
+            for name, value in edit.values.items():
+                _claim(sorted_out.parameters, name, value, f"{name} of {place}")
         elif isinstance(edit, Outputs):
             sorted_out.outputs = edit.take
         elif edit.block is not None and not edit.enters:

@@ -32,7 +32,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.edits import Bypass, Edit, Tokens
 from adapt.methods import find, names
-from adapt.methods.base import KINDS, Context, Method, MethodConfig, Mixture, Step, Terms, Training
+from adapt.methods.base import KINDS, Context, Method, MethodConfig, Mixture, ParameterGroup, Step, Terms, Training
 from adapt.methods.base.method import MethodSettings
 from adapt.methods.base.mixture import Mixes, mixed
 from adapt.methods.base.traits import (
@@ -203,9 +203,12 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
         self._describe()
 
     def trains(self) -> Iterable[nn.Parameter]:
+        return [parameter for group in self.groups() for parameter in group.parameters]
+
+    def groups(self) -> Iterable[ParameterGroup]:
         head = getattr(self, "classifier", None)  # the composition's own, on backbones without class features
-        parameters = [parameter for part in self.parts.values() for parameter in part.trains()]
-        return parameters if head is None else [*parameters, *head.parameters()]
+        groups = [group for part in self.parts.values() for group in part.groups()]
+        return groups if head is None else [*groups, ParameterGroup(tuple(head.parameters()))]
 
     def training_state(self) -> dict[str, Tensor]:
         return {

@@ -266,6 +266,7 @@ class Adapted(nn.Module, Generic[B]):
         batch_size: int = 64,
         *,
         question: str | None = None,
+        options: Sequence[str] | None = None,
         threshold: float | None = None,
         sets: float | None = None,
         features: bool = False,
@@ -274,6 +275,8 @@ class Adapted(nn.Module, Generic[B]):
     ) -> list[Prediction]:
         """Return a prediction for each image: the most probable classes, or the answer to `question`.
 
+        With `options`, the question is answered by the most probable of these, as a native vision-language model's
+        `choose` scores them, and by words otherwise.
         `images` is one image, a list or iterator of images, or an array of images along the first axis. An image is a
         path, the bytes of a file, a PIL image, an array `(h, w, c)` or a tensor `(c, h, w)` of uint8 or of floats from
         0 to 1; with `urls`, also an http or https address. A prediction with a probability below `threshold` has the
@@ -285,7 +288,7 @@ class Adapted(nn.Module, Generic[B]):
         `adapt.data.open_image`), for a threshold outside [0, 1], for `sets` of a model that was not calibrated, or on
         too few images, for `features` of a model without image features, and for `maps` of a method that draws none.
         """
-        query = Query(top_k, threshold, features, question, sets=sets, maps=maps)
+        query = Query(top_k, threshold, features, question, sets=sets, maps=maps, options=options)
         return list(self.ask(images, query, batch_size, urls=urls))
 
     def predict_stream(
@@ -295,6 +298,7 @@ class Adapted(nn.Module, Generic[B]):
         batch_size: int = 64,
         *,
         question: str | None = None,
+        options: Sequence[str] | None = None,
         threshold: float | None = None,
         sets: float | None = None,
         features: bool = False,
@@ -302,7 +306,7 @@ class Adapted(nn.Module, Generic[B]):
         urls: bool = False,
     ) -> Iterator[Prediction]:
         """Yield the predictions of `predict` one by one, with only one batch of images in memory."""
-        query = Query(top_k, threshold, features, question, sets=sets, maps=maps)
+        query = Query(top_k, threshold, features, question, sets=sets, maps=maps, options=options)
         yield from self.ask(images, query, batch_size, urls=urls)
 
     def find(
@@ -321,6 +325,8 @@ class Adapted(nn.Module, Generic[B]):
         """Raise AdaptError if this model cannot answer the query."""
         if query.question is None and not self.classifies:
             raise AdaptError("this model answers questions about images, but there is no question: give a question")
+        if query.options is not None:
+            self.with_classes(query.options)  # refuses where nothing chooses among names
         if query.features:
             raise AdaptError(f"{self.backbone.describe()} has no image features to return: do not request features")
         if query.maps:

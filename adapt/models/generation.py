@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapt.backbones.tokenizer import check_words
 from adapt.backbones.vision_llm import IMAGE, VisionLLM
 from adapt.common.errors import AdaptError
 from adapt.models.prediction import NOT_FINITE
@@ -50,7 +51,7 @@ def rows(
 
     Each sequence begins with `examples`, which are questions with their answers about images of their own. Sequences
     are padded on the left if `left` is True, and otherwise on the right. Raises AdaptError for a question with several
-    images, an empty answer, or a sequence longer than the language model reads.
+    images, an empty answer, a control token in the words, or a sequence longer than the language model reads.
     """
     before: list[int] = []
     for question, right in examples:
@@ -92,6 +93,8 @@ def _row(
     Only the first row of a sequence has the token that starts a text.
     """
     tokenizer = backbone.tokenizer
+    for words in (question, answer or ""):
+        check_words(tokenizer, words, IMAGE)
     places = question.count(IMAGE)
     if places > 1:
         raise AdaptError(f"{question!r} has {places} places for an image; expected one at most: write {IMAGE} once")

@@ -26,6 +26,7 @@ from adapt.methods.base.traits import (
     DrawsMaps,
     EncodesImages,
     Grades,
+    OwnWeights,
     PoolsBags,
     PoolsPairs,
     Projects,
@@ -58,8 +59,11 @@ class ImageModel(Adapted[E]):
         checkpointing: bool = False,
     ) -> None:
         super().__init__(backbone, method, class_names, checkpointing=checkpointing)
-        self.fast = fast
-        reason = "the fast path is switched off" if fast is False else vision.reason_against(backbone)
+        self.fast = False if (own := has_trait(method, OwnWeights)) else fast
+        if own:
+            reason: str | None = f"{method.name} trains weights, which only the library's forward reads"
+        else:
+            reason = "the fast path is switched off" if fast is False else vision.reason_against(backbone)
         if fast is True and reason is not None and "vision" in backbone.towers:
             raise AdaptError(
                 f"fast=True, but the vision tower of {backbone.describe()} cannot use the fast path ({reason}): leave "

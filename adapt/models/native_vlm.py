@@ -445,9 +445,13 @@ class ChatModel(Adapted[NativeVLM]):
         return [answer.text for answer in answers], [answer.probability for answer in answers]
 
     def _predictions(self, pixels: Any, query: Query) -> Iterator[Prediction]:
-        """Yield one prediction for each image: the answer to the request's question, or the most probable classes."""
+        """Yield one prediction for each image: the most probable classes, or options, or an answer in words."""
         if query.question is None and self.class_names:
             yield from predictions(self._class_logits(pixels), self.class_names, query, self.answers)
+            return
+        if query.options is not None:
+            logits = self.choose(pixels, [query.question or ""] * len(pixels), query.options)
+            yield from predictions(logits, query.options, query)
             return
         batches = in_batches(pixels, TOGETHER)
         answered = (zip(batch, self.generate(batch, [query.question or ""] * len(batch))) for batch in batches)

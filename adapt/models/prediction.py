@@ -201,6 +201,7 @@ HALF = 0.5  # the default threshold of multi-label classification
 class Query:
     """What is asked of a model about images: the number of classes, a probability threshold, features, a question.
 
+    `options` are the answers among which the question is answered, in the place of words.
     `sets` is the level of the sets of classes, or intervals of numbers, that are wanted. By default each image is
     answered by itself. `items` are sequences of images of one thing, and `together` makes all images one set, or sets
     of about `at_a_time` images.
@@ -209,9 +210,9 @@ class Query:
     (see `adapt.models.windows`).
 
     Raises AdaptError for a `top_k` below 1, for a `threshold` outside [0, 1], for `sets` outside (0, 1), for sets
-    beside a threshold, which has no guarantee, or of images that are answered some at a time, for maps of images
-    that are not answered each by itself, and for boxes with anything but
-    a threshold and `top_k`.
+    beside a threshold or a question, which have no guarantee, or of images that are answered some at a time, for maps
+    of images that are not answered each by itself, for boxes with anything but a threshold and `top_k`, and for
+    options without a question.
     """
 
     top_k: int = 5
@@ -225,6 +226,7 @@ class Query:
     sets: float | None = None
     maps: bool = False
     boxes: bool = False
+    options: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         others = self.question is not None or self.sets is not None or self.features or self.items or self.together
@@ -235,8 +237,12 @@ class Query:
             )
         if self.maps and (self.items or self.together):
             raise AdaptError("maps are of each image by itself: leave out items and together, or leave out maps")
+        if self.options is not None and self.question is None:
+            raise AdaptError(f"the options {', '.join(self.options)} answer no question: give a question too")
         if self.sets is not None:
             check_level(self.sets)
+            if self.question is not None:
+                raise AdaptError("sets are of the classes that were calibrated, without a question: leave one out")
             if self.at_a_time is not None or self.explain or self.threshold is not None:
                 raise AdaptError(
                     "sets with a guarantee have no threshold and no reasons, and are of each image by itself or of all "

@@ -100,6 +100,9 @@ class Connection(HttpToolsProtocol):
             self._stop_parsing(431, f"the request has more than {_HEADERS} headers: send fewer")
 
     def on_headers_complete(self) -> None:
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
+            self._stop_parsing(400, f"the request has {hosts} headers Host; expected one")
         super().on_headers_complete()
         self._in_head = False
         self._wait(self._seconds)

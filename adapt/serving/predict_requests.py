@@ -11,7 +11,7 @@ import asyncio
 import base64
 import binascii
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +23,7 @@ from fastapi import HTTPException, Request, Response
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from python_multipart.exceptions import FormParserError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
@@ -214,6 +214,21 @@ class _InMemory(MultiPartParser):
     """A form parser that keeps uploads in memory, because temporary files would use up file descriptors."""
 
     spool_max_size = sys.maxsize
+    _ended = False
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def parse(self) -> FormData:
+        self.stream = self._to_the_end(self.stream)
+        return await super().parse()
+
+    async def _to_the_end(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        """Yield a body. An error inside the stream closes the files, unlike a part without an end."""
+        async for chunk in stream:
+            yield chunk
+        if not self._ended:
+            raise MultiPartException("its last boundary is missing or damaged: send the boundary with -- at both ends")
 
 
 def from_json_body(body: bytes, most: int) -> object:

@@ -19,7 +19,7 @@ from adapt.backbones.load import load_backbone
 from adapt.common import hub, plain
 from adapt.common.disk import write_text
 from adapt.common.errors import AdaptError
-from adapt.common.progress import LogEntry, Progress, counting_bar, training_bar
+from adapt.common.progress import Progress, counting_bar, training_bar
 from adapt.common.validation import explain
 from adapt.data.bags import singles
 from adapt.data.item import Item
@@ -37,7 +37,7 @@ from adapt.models.image_model import ImageModel
 from adapt.models.unadapted import unadapted, without_method
 from adapt.recipe.settings import TrainSettings
 from adapt.training.batches import Batches, ImageBatches, training_batches
-from adapt.training.loop import Trainer, autocast
+from adapt.training.loop import Before, Trainer, autocast
 from adapt.training.plan import TrainingPlan
 from adapt.training.run import Run
 
@@ -238,7 +238,7 @@ class Fitting:
         *,
         parameters: Iterable[nn.Parameter] | None = None,
         loss: Callable[[Step], Terms] | None = None,
-        after: Callable[[LogEntry], None] = lambda entry: None,
+        before: Before = lambda epoch, step: None,
         **changed: object,
     ) -> float:
         settings = self._stage(changed)
@@ -253,19 +253,15 @@ class Fitting:
             batches = self._batches(settings)
         else:
             batches = self.batches
-        trainer = Trainer(self.model, batches, settings, None, parameters, loss, processes=self.plan.processes)
+        processes = self.plan.processes
+        trainer = Trainer(self.model, batches, settings, None, parameters, loss, before=before, processes=processes)
         with training_bar(trainer.length.steps, 0, self.progress, title) as report:
-
-            def step_done(entry: LogEntry) -> None:
-                after(entry)
-                report(entry)
-
-            return trainer.train(step_done).seconds
+            return trainer.train(report).seconds
 
     def _stage(self, changed: dict[str, object]) -> TrainSettings:
         """Return the settings of a training stage, which are the settings of this training run with `changed` values.
 
-        The trained tensors are not averaged in a stage. Raises AdaptError for invalid settings.
+        Its tensors are neither averaged, nor those of the best epoch. Raises AdaptError for invalid settings.
         """
         own = self.settings.model_dump(exclude_unset=True) | {"average": None}
         lengths = ("epochs", "iterations", "iterations_per_shot")

@@ -23,17 +23,18 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from adapt import tasks
 from adapt.common import plain
-from adapt.common.devices import AUTO, prefers_bf16, rng_states, set_rng_states
+from adapt.common.devices import AUTO, keeping_rng, prefers_bf16, rng_states, set_rng_states
 from adapt.common.disk import replacing
 from adapt.common.errors import AdaptError
 from adapt.common.interrupt import graceful
 from adapt.common.progress import LogEntry, Report
 from adapt.common.shown import shown
 from adapt.data.item import Item
+from adapt.evaluation.scores import Scores
 from adapt.formats import tensor_file
 from adapt.formats.rebuild import load_tensors
 from adapt.formats.tensor_file import check_finite
-from adapt.methods.base import Method, Step, Terms, checked
+from adapt.methods.base import Method, ParameterGroup, Step, Terms, checked
 from adapt.models.base import Adapted
 from adapt.recipe.settings import Average, TrainSettings
 from adapt.training.batches import Batches
@@ -114,6 +115,12 @@ class Position(BaseModel):
     batch: int = Field(default=0, ge=0)
     step: int = Field(default=0, ge=0)
     seconds: float = Field(default=0.0, ge=0)
+    scores: list[float] = []  # of epochs on validation items, more for better ones, if the best is kept
+
+    @property
+    def kept(self) -> int:
+        """The epoch, counted from 0, whose tensors are kept: the first with the best score, or else the last one."""
+        return self.scores.index(max(self.scores)) if self.scores else self.epoch - 1
 
 
 def _optimizer_state(optimizer: Optimizer, named: Mapping[str, object]) -> dict[int, dict[str, object]]:
@@ -148,6 +155,7 @@ def _under(prefix: str, named: Mapping[str, T]) -> dict[str, T]:
 
 
 Loss = Callable[[Step], Terms]
+Before = Callable[[int, int], None]
 _ADVICE = "lower the learning rate, or train in fp32"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -170,8 +178,9 @@ class Length:
 class Trainer:
     """A trainer of one model, with an optimiser, a position in the training run, and the training loop.
 
-    By default, `parameters` are all parameters of the method, and `loss` is the model's loss. `saved` is called after
-    each checkpoint that contains all steps so far or, without a run and its checkpoints, at the same times.
+    By default, `parameters` are all of the method, and `loss` is the model's. `saved` is called after each checkpoint
+    that contains all steps so far or, without a run, at the same times; `before` with the epoch, counted from 0, and
+    the step, counted from 1, before each batch of a step; `score` after each epoch if the best is kept.
     """
 
     def __init__(
@@ -183,15 +192,19 @@ class Trainer:
         parameters: Iterable[nn.Parameter] | None = None,
         loss: Loss | None = None,
         saved: Callable[[], None] = lambda: None,
+        before: Before = lambda epoch, step: None,
         processes: Processes = ALONE,
+        score: Callable[[], Scores] | None = None,
     ) -> None:
-        self.processes = processes
+        self.before, self.processes = before, processes
+        self.score = score if settings.keep == "best" else None
         self.model, self.batches, self.settings, self.run, self.loss = model, batches, settings, run, loss
         self.saved = saved
         self.length = Length.of(settings, len(batches))
         self.optimizer = make_optimizer(model, settings, parameters)
         self.scaler = torch.amp.GradScaler(model.backbone.device.type, enabled=settings.precision == "fp16")
         self.average = RunningAverage(model.method, settings.average, self.length.epochs) if settings.average else None
+        self.best = {name: each.clone() for name, each in self._learned.items()} if self.score else {}
         self.position = Position()
         self.resumed = run is not None and run.goes_on
         if run is not None and run.goes_on:
@@ -206,10 +219,18 @@ class Trainer:
         user stops the training. After an error, the checkpoint in the run directory contains the last good state.
         """
         self.model.train()
-        saved = time.monotonic()
+        saved, patience = time.monotonic(), self.settings.patience or self.length.epochs
         with graceful() as interrupt:
-            while self.position.epoch < self.length.epochs:  # a resumed last epoch may have no steps left
-                for entry in self._epoch():
+            while self.position.epoch < self.length.epochs:
+                if self.score is not None and self.position.epoch > self.position.kept + patience:
+                    break
+                for entry in self._epoch():  # none if the run was stopped after the epoch's last step
+                    if self.position.step == self.length.steps or self.position.batch == len(self.batches):
+                        epoch_done(self.position.epoch, self.length.epochs)
+                        if self.average is not None:
+                            self.average.epoch_done(self.position.epoch)
+                        if self.score is not None:
+                            entry["val"] = self._validate(self.score)
                     report(entry)
                     if self.processes.any(interrupt.requested):
                         self._keep()
@@ -217,9 +238,6 @@ class Trainer:
                     if time.monotonic() - saved > 60 * self.settings.checkpoint_minutes:
                         self._keep()
                         saved = time.monotonic()
-                epoch_done(self.position.epoch, self.length.epochs)
-                if self.average is not None:
-                    self.average.epoch_done(self.position.epoch)
                 self.position.epoch, self.position.batch = self.position.epoch + 1, 0
                 self._keep()
         if not finite(self.model.method):
@@ -229,7 +247,20 @@ class Trainer:
             )
         if self.average is not None:
             self.average.settle()
+        if self.best:
+            _fill(self._learned, self.best)
         return self.position
+
+    def _validate(self, score: Callable[[], Scores]) -> dict[str, float]:
+        """Return the main score after the current epoch by its name, and keep the tensors if it is the best so far."""
+        self.model.eval()
+        with keeping_rng(self.model.backbone.device):
+            scores = self.processes.agreed(score())  # all score, and none waits for one that fails
+        self.model.train()
+        self.position.scores.append(float(scores.merits.double().mean()))
+        if self.position.kept == self.position.epoch:
+            _fill(self.best, self._learned)
+        return {scores.compared_by.name: scores.figures()[scores.compared_by.name]}
 
     def _epoch(self) -> Iterator[LogEntry]:
         """Take the remaining steps of the current epoch, and yield a log entry (loss, rate, ...) for each step."""
@@ -262,7 +293,7 @@ class Trainer:
             self.settings, self.position.epoch, self.length.epochs, self.position.step, self.length.steps
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         return rate
 
     def _losses(self, step: Step) -> tuple[Terms, Tensor | None]:
@@ -281,14 +312,18 @@ class Trainer:
         device = self.model.backbone.device
         self.optimizer.zero_grad(set_to_none=True)
         means, correct = Counter[str](), list[Tensor]()
-        steps = [tasks.of(items).step(self.model, items, inputs) for inputs, items in group if items]
+        steps = [tasks.of(items).step(self.model, items, inputs) if items else None for inputs, items in group]
         alone = len(steps) == 1 and not self.processes.by_items  # where a weight says nothing, but may take time
-        weights = [1.0 if alone else step.weight for step in steps]
+        weights = [0.0 if step is None else 1.0 if alone else step.weight for step in steps]
         whole = self.processes.weight(sum(weights))
-        if not steps:  # this process has no items: its scaler still takes part in the step
+        if all(step is None for step in steps):  # this process has no items: its scaler still takes part in the step
             self.scaler.scale(torch.zeros((), device=device))
         for weight in weights:
-            step, share = steps.pop(0), whole / weight  # a step, once taken, is let go with its activations
+            step = steps.pop(0)  # a step, once taken, is let go with its activations
+            self.before(self.position.epoch, self.position.step + 1)
+            if step is None:
+                continue
+            share = whole / weight
             if self.batches.gathered:
                 step.whole = partial(self.processes.whole, size=len(step.items))
             with autocast(device, self.settings.precision):
@@ -322,10 +357,17 @@ class Trainer:
         self.saved()
 
     @property
+    def _learned(self) -> dict[str, Tensor]:
+        """The tensors of the method, also those that only training needs."""
+        beside = {f"beside.{name}": value for name, value in self.model.method.training_state().items()}
+        return self.model.method.state_dict() | beside
+
+    @property
     def _beside(self) -> dict[str, Tensor]:
         """The tensors of the training that the adapter does not need."""
-        average = {f"average.{name}": value for name, value in (self.average.values if self.average else {}).items()}
-        return average | {f"method.{name}": value for name, value in self.model.method.training_state().items()}
+        average = self.average.values if self.average else {}
+        kinds = {"average": average, "best": self.best, "method": self.model.method.training_state()}
+        return {f"{kind}.{name}": value for kind, own in kinds.items() for name, value in own.items()}
 
     def _save(self, run: Run) -> None:
         """Replace the checkpoint of `run` atomically."""
@@ -418,19 +460,29 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def make_optimizer(
     model: Adapted, settings: TrainSettings, parameters: Iterable[nn.Parameter] | None = None
 ) -> Optimizer:
-    """Return an optimiser of `parameters`, which are by default all trained parameters of the method.
+    """Return an optimiser of `parameters`, by default of the method's groups, each with the factor of its rate.
 
-    Raises AdaptError for fp16 on a device other than CUDA, or if there are no parameters.
+    Raises AdaptError for fp16 on a device other than CUDA, if there are no parameters, or if the method's groups are
+    not of the parameters that it trains.
     """
     if settings.precision == "fp16" and model.backbone.device.type != "cuda":
         raise AdaptError("precision fp16 needs a CUDA device: use bf16 or fp32")
-    parameters = list(model.method.trains() if parameters is None else parameters)
-    if not parameters:
-        raise AdaptError(f"{model.method.name} takes gradient steps, but has no trained parameter: correct the method")
+    method, decay = model.method, settings.weight_decay
+    groups = list(method.groups() if parameters is None else [ParameterGroup(tuple(parameters))])
+    listed = [id(parameter) for group in groups for parameter in group.parameters]
+    if not listed:
+        raise AdaptError(f"{method.name} takes gradient steps, but has no trained parameter: correct the method")
+    if parameters is None and sorted(listed) != sorted(map(id, method.trains())):
+        raise AdaptError(f"the groups of {method.name} are not of the parameters that it trains: correct the method")
+    rows = [
+        {"params": list(group.parameters), "rate": group.rate, "weight_decay": decay * group.decays}
+        for group in groups
+        if group.parameters
+    ]
     if settings.optimizer != "sgd":
         kind = {"adam": Adam, "adamw": AdamW}[settings.optimizer]
-        return kind(parameters, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay)
-    return SGD(parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        return kind(rows, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    return SGD(rows, lr=settings.lr, momentum=settings.momentum)
 
 
 def learning_rate(settings: TrainSettings, epoch: int, epochs: int, step: int, steps: int) -> float:

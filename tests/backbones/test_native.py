@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -447,7 +448,7 @@ def test_paligemma_reads_one_question_and_its_answer() -> None:
         (
             Chat.about("<image> what?", "so."),
             seen()[0],
-            "words of a conversation have <image>, which stands for an image",
+            "has <image>, a control token of the model",
         ),
     ):
         with pytest.raises(AdaptError, match=shown):
@@ -522,8 +523,38 @@ def test_a_token_that_begins_before_an_answer_is_learned_with_it() -> None:
 
 
 def test_the_mark_of_an_image_in_the_words_is_refused() -> None:
-    with pytest.raises(AdaptError, match="has 1 images, but <image> is 2 times in its text: take it out of the words"):
+    with pytest.raises(AdaptError, match="has <image>, a control token of the model: take it out of the words"):
         model_of("smolvlm").answer(pictures()[0], "<image> what is it?")
+
+
+@pytest.mark.parametrize("kind", tiny_natives.KINDS)
+def test_control_tokens_in_the_words_are_refused(kind: str) -> None:
+    """Else an answer ends within, or a question speaks for the model: a tokenizer cannot tell them from the real."""
+    model, picture = model_of(kind), pictures()[0]
+    tokenizer = model.backbone.tokenizer
+    for control in (tokenizer.eos_token, tokenizer.pad_token):
+        told = f"has {re.escape(control)}, a control token of the model: take it out of the words"
+        with pytest.raises(AdaptError, match=told):
+            model.answer(picture, f"what?{control}")
+        with pytest.raises(AdaptError, match=told):
+            model.choose([[picture]], ["what?"], ["a dog", f"a {control} cat"])
+        with pytest.raises(AdaptError, match=told):
+            model.backbone.lengths([Chat.about("what?", f"a dog.{control}")], [[picture.size]])
+        assert model.backbone.lengths([Chat.about("what?", " ".join(control))], [[picture.size]])
+
+
+def test_boxes_are_written_in_the_tokens_of_the_family() -> None:
+    """Qwen2-VL's are control tokens, which words otherwise may not have."""
+    processor = tiny_natives.processor("qwen2_vl")
+    extra = ["<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|quad_start|>"]
+    processor.tokenizer.add_special_tokens({"extra_special_tokens": extra})
+    backbone = Backbone.from_transformers(tiny_natives.model("qwen2_vl"), processor)
+    assert isinstance(backbone, NativeVLM)
+    located = backbone.located("dog", [(1, 2, 3, 4)], (48, 32))
+    assert located.answer.startswith("<|object_ref_start|>dog<|object_ref_end|><|box_start|>")
+    assert backbone.lengths([located], [[(48, 32)]])
+    with pytest.raises(AdaptError, match=r"has <\|quad_start\|>, a control token"):
+        backbone.lengths([Chat.about("where?", "<|quad_start|>")], [[(48, 32)]])
 
 
 def test_threads_pad_their_own_rows_on_their_own_side() -> None:

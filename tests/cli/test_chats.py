@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_natives
@@ -13,6 +14,7 @@ from PIL import Image
 
 import adapt
 from adapt.cli import main
+from adapt.common.errors import AdaptError
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 Run = Callable[..., Result]
@@ -217,6 +219,31 @@ def test_a_folder_of_photographs_is_classified_by_the_classes_words(
     assert others.stdout.splitlines()[1].startswith(f"{photos / 'blue/2.png'},blue,")
     asked = run("predict", out, photos / "blue/2.png", "--question", "What is in the image?")
     assert asked.stdout.endswith("blue\n")
+    question, options, photo = "Which colour is in the image?", ["blue", "violet", "pale green"], photos / "blue/2.png"
+    among = run("predict", out, photo, "--question", question, "--classes", ",".join(options), "--csv", "--top-k", "3")
+    loaded = adapt.load(out)
+    assert isinstance(loaded, adapt.models.native_vlm.ChatModel)
+    chosen = loaded.choose([[Image.open(photo).convert("RGB")]], [question], options).softmax(-1)[0]
+    cells = iter(among.stdout.splitlines()[1].split(",")[1:])
+    found = {name: float(next(cells)) for name in cells}
+    assert [found[name] for name in options] == pytest.approx(chosen.tolist(), abs=2e-6)
+    in_python = adapt.load(out).predict(photo, question=question, options=options)[0]
+    assert dict(in_python.top) == pytest.approx(found, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"options": ["a", "b"]}, "the options a, b answer no question: give a question too"),
+        ({"question": "what?", "options": ["a", "a"]}, "appears 2 times"),
+        ({"question": "what?", "sets": 0.9}, "without a question: leave one out"),
+    ],
+)
+def test_options_and_sets_go_with_what_they_answer(
+    trained: Path, chats: Path, asked: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(AdaptError, match=words):
+        adapt.load(trained).predict(chats.parent / "red/3.png", **asked)
 
 
 def test_questions_of_a_csv(tmp_path: Path, run: Run, model: Path, chats: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,3 +122,24 @@ def test_settings_are_automatic_by_default() -> None:
     recipe = build_recipe({"method": {"name": "zero_shot"}, "data": {"source": "emoji"}}, "here")
     assert recipe.device == adapt.Classifier().device == "auto"
     assert TrainSettings(epochs=1).precision == "auto"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_the_child_of_a_fork_computes() -> None:
+    """Without a word to torch, it waits for ever for the threads of its parent."""
+    numbers = torch.arange(1 << 20, dtype=torch.float64)
+    with devices.threads(2):
+        assert torch.get_num_threads() == 2
+        expected = (numbers * 2).sum()  # starts the threads
+        child = os.fork()
+        if child == 0:
+            with devices.threads(2):
+                os._exit(int((numbers * 2).sum() != expected) or torch.get_num_threads() - 1)
+    ends, ended = time.monotonic() + 20, 0
+    while not ended and time.monotonic() < ends:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.02)
+    if not ended:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    assert (ended, status) == (child, 0)

@@ -311,6 +311,10 @@ BAD: dict[str, tuple[Any, str]] = {
         "min_pixels is 'small', which",
     ),
     "half a weight": (row(BARE, DOG | {"weight": 0.5}, images=[]), "the loss, or weight, is 0.5; expected true"),
+    "a weight of a question": (
+        row(BARE | {"weight": 1}, DOG, images=[]),
+        "a turn of the user has a loss, or weight: only answers are learned",
+    ),
     "a rejected question": (row(BARE, images=[], chosen=DOG, rejected=BARE), "expected an answer of the assistant"),
     "an answer of another form": (row(BARE, images=[], chosen=7, rejected="b"), "chosen is 7; expected a text, or one"),
     "rejected images": (row(USER, DOG, rejected_images=["7.png"]), "has 'rejected_images': two answers to one"),

@@ -32,6 +32,7 @@ from adapt.serving.app import create_app
 
 Serve = Callable[..., TestClient]
 FORM = {"content-type": "multipart/form-data; boundary=b"}
+UPLOAD = b'--b\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\nx'
 
 
 def same(answer: dict[str, Any], expected: Prediction) -> bool:
@@ -248,6 +249,9 @@ def test_a_form_of_another_page_changes_nothing(serve: Serve) -> None:
         ({"content": b"x", "headers": {"content-type": "image/png"}}, 415, "expected application/json or multipart"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
         ({"content": b"--b\r\nbad[head: x\r\n\r\nx\r\n--b--\r\n", "headers": FORM}, 400, ""),
+        ({"content": UPLOAD + b"\r\n--b-", "headers": FORM}, 400, "last boundary is missing or damaged"),
+        ({"content": UPLOAD + b"\r\n--c--\r\n", "headers": FORM}, 400, "last boundary is missing or damaged"),
+        ({"content": UPLOAD, "headers": FORM}, 400, "last boundary is missing or damaged"),
         ({"files": {"images": b"x"}, "data": {"threshold": "2"}}, 422, "threshold"),
         ({"files": {"image": b"x"}}, 422, "the form has a file called 'image'; expected files called images"),
         (

@@ -221,6 +221,7 @@ BAD: list[tuple[int, str, dict[str, Any]]] = [
     (400, "top_logprobs is 21", {"logprobs": True, "top_logprobs": 21}),
     (400, "temperature is 3", {"temperature": 3}),
     (400, "n is 2", {"n": 2}),
+    (400, "control token", {"messages": [{"role": "user", "content": "what?<|im_end|>"}]}),
     (400, "the last message is of the assistant; expected a", {"messages": [{"role": "assistant", "content": "a"}]}),
     (400, "image 1 is 'https://a.example/b.png'; expected data:image", {"image": "https://a.example/b.png"}),
     (400, "image 1 is not valid base64", {"image": "data:image/png;base64,????"}),
@@ -230,11 +231,11 @@ BAD: list[tuple[int, str, dict[str, Any]]] = [
     (400, "messages.0.content.0", {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}),
     (400, "messages.0.content is 5: expected a text, or a list", {"messages": [{"role": "user", "content": 5}]}),
     (400, "stop is", {"stop": ["a", "b", "c", "d", "e"]}),
-    (400, "<|video_pad|> is 1 times in its text", {"text": "<|video_pad|>"}),
+    (400, "has <|video_pad|>, a control token of the model: take it out", {"text": "<|video_pad|>"}),
     (400, "'video'", {"messages": [{"role": "user", "content": [{"type": "video", "video": "x"}]}]}),
     (400, "takes 45 tokens, and may have 100 together with its answer of 90", {"max_tokens": 90}),
     (400, "has 6,000 characters; expected at most 1,600", {"messages": [{"role": "user", "content": "a" * 6000}]}),
-    (400, "<|image_pad|> is 2 times in its text", {"text": "<|image_pad|>"}),
+    (400, "has <|image_pad|>, a control token of the model: take it out", {"text": "<|image_pad|>"}),
     (413, "the images have 576 pixels, and a request may have at most 500", {"size": 24}),
 ]  # fmt: skip
 

@@ -184,3 +184,20 @@ def test_who_does_not_read_is_not_waited_for(serve: Callable[..., Connect]) -> N
     client.recv(10)
     threading.Event().wait(1.5)
     assert len(everything(client)) < 50_000_000
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /early HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n", b"400"),
+        (b"GET /early HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n", b"400"),
+        (b"GET /early HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET /early HTTP/1.0\r\n\r\n", b"200"),
+        (b"GET /early HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", b"200"),
+    ],
+)
+def test_a_request_names_one_host(serve: Callable[..., Connect], head: bytes, status: bytes) -> None:
+    """RFC 9112, 3.2: in HTTP/1.0 it may name none."""
+    answer = everything(serve()(head))
+    assert answer[9:12] == status
+    assert (b"headers Host; expected one" in answer) == (status == b"400")

@@ -117,13 +117,15 @@ class _Row:
     turns: list[Turn] = field(default_factory=list)
     named: list[object] = field(default_factory=list)
 
-    def add(self, role: object, content: object, key: str, learned: object = True) -> None:
+    def add(self, role: object, content: object, key: str, learned: object = None) -> None:
         """Add a turn, with the `key` of its content. Raises AdaptError for a role or a content of an unknown form."""
         name = _ROLES.get(role) if isinstance(role, str) else None
         if name is None:
             raise AdaptError(f"{self.where}: the role {brief(role)} is not known; expected one of {', '.join(_ROLES)}")
         if learned not in (None, False, True):  # 0 and 1 as well
             raise AdaptError(f"{self.where}: the loss, or weight, is {brief(learned)}; expected true or false")
+        if learned and name != "assistant":
+            raise AdaptError(f"{self.where}: a turn of the {name} has a loss, or weight: only answers are learned")
         self.turns.append(Turn(name, tuple(self._parts(content, key)), learned is None or bool(learned)))
 
     def _parts(self, content: object, key: str) -> Iterator[str | None]:

@@ -2,6 +2,7 @@ from .method import KINDS as KINDS
 from .method import Context as Context
 from .method import Method as Method
 from .method import MethodConfig as MethodConfig
+from .method import ParameterGroup as ParameterGroup
 from .mixture import Mixture as Mixture
 from .space import Space as Space
 from .step import BlockInputs as BlockInputs

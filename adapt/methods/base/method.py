@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, NamedTuple, Self
 
 import torch
 from pydantic import ValidationError, WithJsonSchema, model_validator
@@ -19,6 +19,7 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.common import plain
 from adapt.common.errors import AdaptError
+from adapt.common.grouping import grouped
 from adapt.common.validation import StrictModel, explain
 from adapt.edits import Edit
 from adapt.methods.base.step import Step, Terms, total
@@ -91,6 +92,22 @@ class MethodConfig(StrictModel):
     def _bounded(cls, value: object) -> object:
         plain.check(value)
         return value
+
+
+class ParameterGroup(NamedTuple):
+    """Trained parameters that share a learning rate."""
+
+    parameters: tuple[nn.Parameter, ...]
+    rate: float = 1.0
+    """The factor of the recipe's learning rate."""
+    decays: bool = True
+    """Whether the recipe's weight decay applies."""
+
+    @classmethod
+    def alike(cls, parameters: Iterable[tuple[nn.Parameter, float, bool]]) -> list[ParameterGroup]:
+        """Return groups of parameters that are given with their rate and whether they decay."""
+        groups = grouped(((rate, decays), parameter) for parameter, rate, decays in parameters)
+        return [cls(tuple(own), *settings) for settings, own in groups.items()]
 
 
 class Method(nn.Module, Generic[StepT]):
@@ -212,6 +229,10 @@ class Method(nn.Module, Generic[StepT]):
         """Return the parameters for the optimiser, including trained parameters that adapter files leave out."""
         return self.parameters()
 
+    def groups(self) -> Iterable[ParameterGroup]:
+        """Return the parameters of `trains`, each in one group; by default all have the recipe's rate and decay."""
+        return [ParameterGroup(tuple(self.trains()))]
+
     def prepare(self, training: Training) -> None:
         """Do the method's work before or instead of gradient steps, such as a closed-form fit, a cache or a search.
 
@@ -265,6 +286,20 @@ class HoldsAside(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.aside._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+
+def tree(parameters: Mapping[str, nn.Parameter]) -> nn.Module:
+    """Return a module that holds `parameters` under their names, in which a dot leads into a module inside."""
+    root = nn.Module()
+    for name, parameter in parameters.items():
+        *path, own = name.split(".")
+        owner = root
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        owner.register_parameter(own, parameter)
+    return root
 
 
 class LearnsAside(HoldsAside):

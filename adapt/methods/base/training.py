@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from adapt.common.progress import LogEntry
-
 if TYPE_CHECKING:
     import torch
 
@@ -104,13 +102,14 @@ class Training(Protocol):
         *,
         parameters: Iterable[nn.Parameter] | None = None,
         loss: Callable[[Any], Terms] | None = None,
-        after: Callable[[LogEntry], None] = lambda entry: None,
+        before: Callable[[int, int], None] = lambda epoch, step: None,
         **changed: Any,
     ) -> float:
         """Run a stage of training, and return its duration in seconds. `changed` overrides settings for this stage.
 
-        The stage trains `parameters` (by default all) to minimise `loss` (by default the method's loss), and calls
-        `after` with the log entry of every training step. With `loss`, batches contain images, not cached features.
+        The stage trains `parameters` (by default all, in the method's groups) to minimise `loss` (by default the
+        method's loss). It calls `before`, ahead of each batch, with the epoch, counted from 0, and the step, counted
+        from 1. With `loss`, batches contain images, not cached features.
         """
 
     def loss(self, step: Step) -> Tensor:

@@ -307,6 +307,15 @@ class InsideBlocks(Trait):
                 yield index, block
 
 
+class OwnWeights(Trait):
+    """The trait of methods that put trained tensors in the place of frozen weights (`Parameters`).
+
+    Only the library's own forward reads them, and computes their gradients: no fast path serves.
+    """
+
+    of_each_part = True
+
+
 class Merges(Trait):
     """The trait of methods that change nothing but weights inside blocks, which a copy of the backbone can hold."""
 

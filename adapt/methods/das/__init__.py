@@ -6,15 +6,24 @@ Reference: DAS `1d6a0d6`, `ViLT/vilt/modules/vilt_module_search.py`, `meter_modu
 Deviations:
 * Beside ViLT's blocks and decoder layers, as in the reference, it serves CLIP's towers for zero-shot classification,
   and BridgeTower's two cross-modal streams in place of METER's.
-* Only adapters and head train, with one learning rate; the reference also trains ViLT's pooler and token type
-  embeddings, and has higher rates for the head and for METER's fusion adapters.
-* Decoder blocks have ViLT's adapters; the reference has others for LLaMA. The first block of each kind of attention is
-  never skipped, because the key-value cache is read there.
+* A question has one answer, whose cross-entropy is the loss and gives the reward exp(-loss); the reference's loss is
+  the binary cross-entropy of soft scores, times the number of answers.
+* The frozen backbone stays in evaluation mode, so that there is no dropout; the reference trains, and measures most
+  rewards, with 0.1.
+* Trained beside adapters and head is what `trained_parts` names, by default nothing; the reference trains the pooler
+  and the token types always, and METER's learned first text token, which BridgeTower lacks.
+* Rewards come from successive batches of the validation images. The reference always uses its loader's first batch,
+  in five of six settings of training images.
+* An optimiser leaves out adapters that a step does not use; in the reference, once used, they move on by momentum.
+* Gates are fp64, and in a tie the first block is skipped; a block is drawn with a probability of at least 1e-4, so that
+  extreme gates still allow different subsets. A tower keeps at least one block.
+* METER's rule has no learning rate; `gate_lr=1` is equivalent, and is also ViLT's value. The rate's warm-up is rounded
+  up to a step, not down.
+* Images are resized to a square, in fp32 or bf16, and are not augmented by RandAugment.
 * Only the adapters that a block needs are allocated; the reference keeps both kinds for all blocks.
-* Rewards come from successive batches of the validation images; the reference always uses its loader's first batch.
-* Warm-up and turn are counted in optimiser steps; the reference counts micro-batches.
-* METER's rule has no learning rate; `gate_lr=1` is equivalent, and is also ViLT's value.
-* The probability of drawing a block is at least 1e-4, so that extreme gates still allow different subsets.
+* Decoder blocks have ViLT's adapters, and the policy of ViLT; for LLaMA the reference has other adapters, a number of
+  skipped blocks that grows, rewards of the training batch (LLaVA), and other rates. The first block of each kind of
+  attention is never skipped, because the key-value cache is read there.
 * Adapters in place of blocks may first imitate these blocks (`imitate`), as in FitNets (Romero et al., ICLR 2015),
   where a thin network first learns from hidden layers of the full one; the reference starts from random adapters.
 """
@@ -34,8 +43,9 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Tower, TowerName
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
-from adapt.edits import Bypass, Edit, Parallel
-from adapt.methods.base import KINDS, Context, ImageStep, Method, Step, Training
+from adapt.edits import Bypass, Edit, Parallel, Parameters
+from adapt.methods.base import KINDS, Context, ImageStep, Method, ParameterGroup, Step, Training
+from adapt.methods.base.method import tree
 from adapt.methods.base.traits import ChoosesOnValidation, Reports, SkipsBlocks
 from adapt.methods.das.search import Found, Search, plot_search
 from adapt.methods.zero_shot import TemplateConfig
@@ -62,7 +72,7 @@ class DASConfig(TemplateConfig):
     warmup_epochs: int = Field(default=1, ge=0)
     """Epochs of the search before the gates first change."""
     turn: int = Field(default=10, ge=1)
-    """The number of search steps between two updates of the gates."""
+    """The number of batches between two updates of the gates; each batch of an optimiser step counts."""
     draws: int = Field(default=3, ge=2)
     """The number of different subsets of blocks that an update compares."""
     gate_lr: float = Field(default=1.0, gt=0)
@@ -70,6 +80,14 @@ class DASConfig(TemplateConfig):
     imitate: int = Field(default=0, ge=0)
     """Epochs in which adapters in place of vision blocks first learn to imitate the blocks, before a search and again
     before training, at the training's learning rate and with at most four images a step."""
+
+    trained_parts: tuple[str, ...] = ()
+    """Parts of a ViLT or BridgeTower that train too, by a word in the names of their parameters; published: pooler and
+    token_type_embeddings."""
+    head_rate: float = Field(default=1.0, gt=0)
+    """The factor of the head's learning rate; published for VQA 2.0: 10 (ViLT), 50 (METER)."""
+    kept_rate: float = Field(default=1.0, gt=0)
+    """The factor of the learning rate of adapters beside kept blocks, and of poolers; published for METER: 5."""
 
     @model_validator(mode="after")
     def _consistent(self) -> DASConfig:
@@ -184,6 +202,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
                 "encoder: leave imitate out"
             )
         self._device = backbone.device
+        self.backbone_parts = tree(self._trained(backbone))
         if self.config.searches:
             bypass = dict.fromkeys(self.blocks, ("bypass",))
             self._allocate({name: sites + bypass.get(name, ()) for name, sites in self._sites.items()})
@@ -192,6 +211,19 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
             kinds = {name: ("bypass",) if name in self.skipped else sites for name, sites in self._sites.items()}
             self._allocate(kinds)
         self.select(self.skipped)
+
+    def _trained(self, backbone: Backbone) -> dict[str, nn.Parameter]:
+        """Return copies of the backbone's parameters that the setting `trained_parts` names."""
+        copies: dict[str, nn.Parameter] = {}
+        for part in self.config.trained_parts:
+            named = {name: each for name, each in backbone.model.named_parameters() if part in name}
+            if not (named and backbone.kind == "fusion encoder"):
+                raise AdaptError(
+                    f"das: trained_parts has {part!r}, which is in no name of a parameter of {backbone.describe()}, or "
+                    "it is no ViLT or BridgeTower: leave it out"
+                )
+            copies |= {name: nn.Parameter(each.detach().float().clone()) for name, each in named.items()}
+        return copies
 
     def _check(self) -> None:
         """Raise AdaptError if the settings skip too many blocks, or a block that is missing or cannot be skipped."""
@@ -266,8 +298,21 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
             getattr(self, tower)[index] = nn.ModuleDict(adapters)
         self.to(self._device)
 
+    def groups(self) -> Iterable[ParameterGroup]:
+        """Return groups with the published factors of the rate; biases do not decay, as published."""
+        rows = []
+        for name, parameter in self.named_parameters():
+            kept = name.startswith(self.config.towers) and ".bypass." not in name
+            rate = self.config.kept_rate if kept or "pooler" in name else 1.0
+            head = name.startswith("classifier.")
+            rows.append((parameter, self.config.head_rate if head else rate, not name.endswith("bias")))
+        return ParameterGroup.alike(rows)
+
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         edits: list[Edit] = []
+        trained = dict(self.backbone_parts.named_parameters())
+        if trained and tower.name == self.config.towers[0]:
+            edits.append(Parameters(trained))
         for index, adapters in getattr(self, tower.name, {}).items():
             name = f"{tower.name}.{index}"
             if name in self.selected:

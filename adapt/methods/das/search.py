@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from adapt.common.errors import AdaptError
-from adapt.common.progress import LogEntry
 from adapt.methods.base import Step, Training
 
 if TYPE_CHECKING:
@@ -76,6 +75,7 @@ class Search:
         self.trace: list[Update] = []
         self.updating = 0.0  # seconds that updates of the gates took
         self.since_update = 0
+        self.random = torch.Generator().manual_seed(training.seed)  # so that all processes draw alike
         self.held_back: Iterator[Step] = training.held_back()
         self.operations, saved = block_flops(method, training)
         self.saved = [saved[name] for name in self.names]
@@ -106,8 +106,7 @@ class Search:
 
     def run(self) -> Found:
         """Train for the search epochs while updating the gates, and return the blocks with the largest gates."""
-        self._select(self._draw())
-        seconds = self.training.train("searching blocks", after=self._after, epochs=self.config.search_epochs)
+        seconds = self.training.train("searching blocks", before=self._before, epochs=self.config.search_epochs)
         chosen = self._enough(self.gates.sort(descending=True, stable=True).indices.tolist())
         return Found(
             chosen=[self.names[i] for i in chosen],
@@ -117,18 +116,18 @@ class Search:
             seconds=round(seconds + self.updating, 3),  # as in training, without decoding of images
         )
 
-    def _after(self, entry: LogEntry) -> None:
-        """Skip a new random subset of blocks after a training step, after updating the gates if an update is due."""
+    def _before(self, epoch: int, step: int) -> None:
+        """Skip a new random subset of blocks in the next batch, after updating the gates if an update is due."""
         self.since_update += 1
-        if self.since_update >= self.config.turn and entry["epoch"] >= self.config.warmup_epochs:
+        if self.since_update >= self.config.turn and epoch >= self.config.warmup_epochs:
             self.since_update = 0
-            self._update(entry["step"])
+            self._update(step)
         self._select(self._draw())
 
     def _draw(self) -> tuple[int, ...]:
         """Return the indices of a random subset of blocks to skip; blocks with larger gates are drawn more often."""
         chances = self.gates.sigmoid().clamp_min(LEAST_CHANCE)
-        return self._enough(torch.multinomial(chances, len(self.names)).tolist())
+        return self._enough(torch.multinomial(chances, len(self.names), generator=self.random).tolist())
 
     def _enough(self, order: Sequence[int]) -> tuple[int, ...]:
         """Return the first blocks in `order` that reach the goal (a count or saved FLOPs), at most `most` per tower."""

@@ -18,16 +18,16 @@ SKIPPED = 2
 NO_DISTILL = ("train.terms={}", "method.gate_lr=1")  # the rate goes with the size of the loss
 WITHOUT = {
     "as the recipe says": (),
-    "without `imitate`": ("train.imitate=0",),
+    "without `imitate`": ("method.imitate=0",),
     "without `distill`": NO_DISTILL,
-    "without both": (*NO_DISTILL, "train.imitate=0"),
-    "without both, at the published reduction of 8": (*NO_DISTILL, "train.imitate=0", "method.reduction=8"),
+    "without both": (*NO_DISTILL, "method.imitate=0"),
+    "without both, at the published reduction of 8": (*NO_DISTILL, "method.imitate=0", "method.reduction=8"),
 }
 
 
 def both(work: Path, changes: tuple[str, ...]) -> tuple[list[dict], list[dict]]:
     """The runs of all seeds with all blocks, where there is nothing to imitate, and with two skipped."""
-    whole = [change for change in changes if not change.startswith("train.imitate")]
+    whole = [change for change in changes if not change.startswith("method.imitate")]
     return [run(work, 0, seed, *whole) for seed in SEEDS], [run(work, SKIPPED, seed, *changes) for seed in SEEDS]
 
 

@@ -110,13 +110,12 @@ def test_updates_come_in_turn_after_the_warm_up_and_draws_at_every_step(
 ) -> None:
     """Nine steps in three epochs, by a trainer that trains nothing."""
     search = searching(skip=1, turn=2, warmup_epochs=1)
-    entries = [{"step": step, "epoch": (step - 1) // 3} for step in range(1, 10)]
     updated, drawn = [], []
 
-    def train(title: str, *, after: Any, epochs: int) -> float:
+    def train(title: str, *, before: Any, epochs: int) -> float:
         assert epochs == 3
-        for entry in entries:
-            after(entry)
+        for step in range(1, 10):
+            before((step - 1) // 3, step)
         return 2.0
 
     def update(step: int) -> None:
@@ -128,8 +127,8 @@ def test_updates_come_in_turn_after_the_warm_up_and_draws_at_every_step(
     monkeypatch.setattr(search.method, "select", drawn.append)
     search.gates = torch.tensor([0.0, 5.0, 5.0], dtype=torch.float64)
     found = search.run()
-    assert updated == [4, 6, 8]  # counted from the first step on
-    assert len(drawn) == 10
+    assert updated == [4, 6, 8]  # counted from the first batch on
+    assert len(drawn) == 9
     assert found.chosen == ["vision.1"]  # the first of equals
     assert found.seconds == 2.375
     assert found.kept_flops == round(1 - search.saved[1] / search.operations, 4)

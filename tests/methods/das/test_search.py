@@ -183,7 +183,7 @@ def test_a_budget_that_blocks_meet_exactly_takes_no_further_block(count: int) ->
     """Of ten blocks three save 0.3, which is less than 1 - 0.7 by its rounding."""
     share, skipped = round(1 - count / 10, 1), []
     for keep_flops in (share - 1e-6, share, share + 1e-6):
-        method = _Even(config=SimpleNamespace(keep_flops=keep_flops, draws=1))
+        method = _Even(config=SimpleNamespace(keep_flops=keep_flops, draws=1), seed=1)
         skipped.append(len(Search(method, method)._enough(range(10))))
     assert skipped == [count + 1, count, count]
 
