@@ -13,8 +13,10 @@ zero-shot logits, which is ours.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
-from pydantic import field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from adapt.methods.base import Choice
@@ -22,18 +24,10 @@ from adapt.methods.base.plain_classifier import LinearClassifier, PlainClassifie
 
 
 class LDAConfig(PlainClassifierConfig):
-    ridge: float | dict[float, float] | None = None
+    ridge: NonNegativeFloat | Annotated[dict[NonNegativeFloat, PositiveFloat], Field(min_length=1)] | None = None
     """The multiple of total variance / number of images that is added to every variance; 0 is Ledoit and Wolf's
-    covariance. Of several, with the share of each (`{0: 0.3, 1: 0.7}`), the classifiers are averaged; null averages
-    those of 0, 0.2 and 1, by shares that the data choose."""
-
-    @field_validator("ridge")
-    @classmethod
-    def _positive(cls, ridge: float | dict[float, float] | None) -> float | dict[float, float] | None:
-        shares = ridge if isinstance(ridge, dict) else {ridge or 0.0: 1.0}
-        if not shares or min(shares) < 0 or min(shares.values()) <= 0:
-            raise ValueError(f"{ridge} is neither a number of at least 0, nor several with shares above 0")
-        return ridge
+    covariance. Of several, each with its share (`{0: 0.3, 1: 0.7}`), the classifiers are averaged; null averages those
+    of 0, 0.2 and 1, by shares that the data choose."""
 
 
 class LDA(LinearClassifier):

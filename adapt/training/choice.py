@@ -5,9 +5,8 @@ highest accuracy, and the first one in a tie. On few images the highest accuracy
 none is published, or if there are no validation images: of the combinations whose log-likelihood is within two standard
 errors of the best, the one nearest to the usual values. The log-likelihood of a combination is measured at its own best
 temperature, so that none wins by being more or less confident. A setting may be averaged instead: the logits under all
-of its values count by their likelihoods, at the chosen values of other settings. Where a method predicts numbers,
-absolute errors take the place of likelihoods, and half a standard error that of two: settings of a regression differ by
-more than luck.
+its values count by their likelihoods, once other settings are chosen. Where a method predicts numbers, absolute errors
+take the place of likelihoods, and half a standard error that of two: settings of a regression differ by more than luck.
 
 Without validation images each training image is held out once, by stratified folds that keep groups together. The
 method then learns from all training images.
@@ -101,8 +100,8 @@ def _likeliest(
 ) -> tuple[dict[str, Any], float, int]:
     """Return the chosen values, their accuracy and the number of images, on the validation images of all trainings.
 
-    Where values are averaged, it is the mean of their accuracies. Where the method predicts numbers, minus the mean
-    absolute error takes the place of the accuracy.
+    Accuracies of averaged values are averaged too. Where the method predicts numbers, minus the mean absolute error
+    takes the place of the accuracy.
     """
     likely: dict[_Combination, list[Tensor]] = {}
     right: dict[_Combination, list[Tensor]] = {}
@@ -126,8 +125,8 @@ def _likeliest(
     shares = _shares(weighted, choices, groups, chosen)
     accuracy = fmean((float((torch.cat(right[values]) * weights).mean()) for values in shares), shares.values())
     settings = {
-        name: dict(zip(values, shares.values(), strict=True)) if choice.averaged and len(shares) > 1 else values[0]
-        for (name, choice), values in zip(choices.items(), zip(*shares, strict=True), strict=True)
+        name: {values[place]: share for values, share in shares.items()} if choice.averaged else chosen[place]
+        for place, (name, choice) in enumerate(choices.items())
     }
     return settings, accuracy, len(groups)
 
@@ -154,13 +153,13 @@ def _log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
 def _shares(
     likely: Mapping[_Combination, Tensor], choices: Mapping[str, Choice], groups: Sequence[str], chosen: _Combination
 ) -> dict[_Combination, float]:
-    """Return the shares of the combinations that have the chosen values of all settings that are not averaged.
+    """Return the shares of the combinations that differ from the chosen one in averaged settings alone.
 
     A combination counts by exp((l - best) / sqrt(n)), where l is its log-likelihood over n images, or groups that share
-    their luck, at its own best temperature, by which its logits are divided.
+    their luck, at its own best temperature, by which its logits are divided. Those below 0.0005 are left out.
     """
-    fixed = [place for place, choice in enumerate(choices.values()) if not choice.averaged]
-    alike = [values for values in likely if all(values[place] == chosen[place] for place in fixed)]
+    averaged = [choice.averaged for choice in choices.values()]
+    alike = [own for own in likely if all(free or one == other for free, one, other in zip(averaged, own, chosen))]
     at_best = [likely[values].double().mean(1).max(0) for values in alike]  # and the place of the temperature
     logs = [mean * len(set(groups)) ** 0.5 - TEMPERATURES[place].log() for mean, place in at_best]
     shares = torch.stack(logs).softmax(0).tolist()
@@ -173,7 +172,7 @@ def _nearest_to_usual(
     groups: Sequence[str],
     within: float = WITHIN,
 ) -> _Combination:
-    """Return the combination, of those within the noise of the best, nearest to the usual values, if not averaged."""
+    """Return the combination nearest to the usual values, averaged ones aside, within the noise of the best one."""
     at_best = {values: each[each.mean(1).argmax()].double() for values, each in likely.items()}
     best = max(at_best, key=lambda values: float(at_best[values].mean()))
     behind = {values: at_best[best] - own for values, own in at_best.items()}
