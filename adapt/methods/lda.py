@@ -7,8 +7,8 @@ Deviations: scikit-learn's own `LinearDiscriminantAnalysis(shrinkage="auto")` sh
 separately and averages, which leaves almost nothing of two or three images per class. Here the deviations of all images
 from their class means are one sample, whose covariance is shrunk once. `ridge` adds a multiple of the identity that
 fades with more images: 1 is what GDA (Wang et al., ICLR 2024) adds to a covariance that is not shrunk, and 0 adds none.
-With one image per class there are no deviations, and only the class means decide, as in `nearest_mean`. `words` adds
-zero-shot logits, which is ours.
+With one image per class there are no deviations, and only the class means decide, as in `nearest_mean`. The average of
+the classifiers of several ridges, which fold into one, and `words`, which adds zero-shot logits, are ours.
 """
 
 from __future__ import annotations
