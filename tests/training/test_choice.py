@@ -313,7 +313,9 @@ def test_values_that_are_averaged_count_by_their_likelihoods() -> None:
     """By exp((l - best) / sqrt(n)) at each one's best temperature, by which its logits are divided."""
     groups, noise = [str(place // 4) for place in range(36)], torch.linspace(-1, 1, 36)
     means = {(0.0, 1.0): (-3.0, -1.5), (0.2, 1.0): (-1.2, -2.0), (1.0, 1.0): (-1.0, -9.0), (0.0, 2.0): (-0.99, -0.99)}
-    likely = {values: torch.stack([mean + values[1] * noise for mean in own]) for values, own in means.items()}
+    likely: dict[tuple[float, ...], Tensor] = {
+        values: torch.stack([mean + values[1] * noise for mean in own]) for values, own in means.items()
+    }
     choices = {"ridge": Choice((0.0, 0.2, 1.0), usual=0.2, averaged=True), "words": Choice((1.0, 2.0), usual=1.0)}
     chosen = _nearest_to_usual(likely, choices, groups)
     assert chosen == (1.0, 1.0)  # the likeliest with the usual words, however far its ridge is from the usual one
