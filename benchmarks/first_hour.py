@@ -84,7 +84,7 @@ def _draw(name: str, shots: int | None, seed: int) -> Draw:
     model = _trained(taken.command, split)
     right = {"taken": right_of(model, split.test), "zero-shot": right_of(zero_shot, split.test)}
     assert float(right["taken"].mean()) == taken.result.accuracy  # the command trains the same again
-    predictions = _plain(train.double().numpy(), labels.numpy(), test.double().numpy())
+    predictions = plain_classifiers(train.double().numpy(), labels.numpy(), test.double().numpy())
     right |= {each: (torch.from_numpy(predicted) == truth).double() for each, predicted in predictions.items()}
     return Draw(right, len(split.class_names), taken.chosen, *taken.estimate, _gda_behind(split, test, truth))
 
@@ -97,7 +97,7 @@ def _trained(command: str, split: Split) -> adapt.AdaptedModel:
     return trained(read_recipe(name, sets, data), split)
 
 
-def _plain(features: np.ndarray, labels: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
+def plain_classifiers(features: np.ndarray, labels: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
     """Return the predictions `(n,)` of scikit-learn's classifiers in fifteen ordinary lines."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.linear_model import LogisticRegression, LogisticRegressionCV

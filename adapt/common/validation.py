@@ -26,9 +26,11 @@ class StrictModel(BaseModel):
 def explain(model: type[BaseModel], error: ValidationError, where: str, listed_by: str = "") -> str:
     """Return a message of one line about the first problem in `error`, with the key, its value and what was expected.
 
-    For an unknown key, the message suggests the nearest valid key, or else `listed_by`, such as a command.
+    For an unknown key, the message suggests the nearest valid key, or else `listed_by`, such as a command. Of the kinds
+    that a value may be, such as a number or a list, the one is explained that comes furthest.
     """
-    problem = error.errors()[0]
+    alike = [each for each in error.errors() if each["loc"][:1] == error.errors()[0]["loc"][:1]]
+    problem = max(alike, key=lambda each: len(each["loc"]))
     path, owner = _locate(model, problem["loc"])
     key = ".".join(path) or "its settings"
     if problem["type"] == "extra_forbidden":

@@ -7,14 +7,16 @@ Deviations: scikit-learn's own `LinearDiscriminantAnalysis(shrinkage="auto")` sh
 separately and averages, which leaves almost nothing of two or three images per class. Here the deviations of all images
 from their class means are one sample, whose covariance is shrunk once. `ridge` adds a multiple of the identity that
 fades with more images: 1 is what GDA (Wang et al., ICLR 2024) adds to a covariance that is not shrunk, and 0 adds none.
-With one image per class there are no deviations, and only the class means decide, as in `nearest_mean`. `words` adds
-zero-shot logits, which is ours.
+With one image per class there are no deviations, and only the class means decide, as in `nearest_mean`. The average of
+the classifiers of several ridges, which fold into one, and `words`, which adds zero-shot logits, are ours.
 """
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from adapt.methods.base import Choice
@@ -22,9 +24,10 @@ from adapt.methods.base.plain_classifier import LinearClassifier, PlainClassifie
 
 
 class LDAConfig(PlainClassifierConfig):
-    ridge: float | None = Field(default=None, ge=0)
+    ridge: NonNegativeFloat | Annotated[dict[NonNegativeFloat, PositiveFloat], Field(min_length=1)] | None = None
     """The multiple of total variance / number of images that is added to every variance; 0 is Ledoit and Wolf's
-    covariance, null lets the data choose among 0, 0.2, 1 and 5."""
+    covariance. Of several, each with its share (`{0: 0.3, 1: 0.7}`), the classifiers are averaged; null averages those
+    of 0, 0.2 and 1, by shares that the data choose."""
 
 
 class LDA(LinearClassifier):
@@ -33,7 +36,7 @@ class LDA(LinearClassifier):
     name = "lda"
     title = "Linear discriminant analysis, shrunk (Ledoit and Wolf, JMVA 2004)"
     Config = LDAConfig
-    choices = {"ridge": Choice((0.0, 0.2, 1.0, 5.0), usual=1.0)}
+    choices = {"ridge": Choice((0.0, 0.2, 1.0), usual=0.2, averaged=True)}
 
     def solve(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         means = class_means(features, labels, len(self.bias))
@@ -43,8 +46,10 @@ class LDA(LinearClassifier):
         shrinkage, trace = ledoit_wolf(deviations)
         unbiased = 1 / max(1, len(features) - len(means))
         total = len(features) * unbiased * trace  # of all variances, which shrinking leaves as it is
-        ridge = total * (shrinkage / features.shape[1] + self.setting("ridge") / len(features))
-        weight = against_covariance(means, deviations, ridge, (1 - shrinkage) * unbiased)
+        weight = torch.zeros_like(means)
+        for ridge, share in self.shares("ridge").items():
+            added = total * (shrinkage / features.shape[1] + ridge / len(features))
+            weight += share * against_covariance(means, deviations, added, (1 - shrinkage) * unbiased)
         priors = labels.bincount(minlength=len(means)) / len(labels)
         return weight, priors.log() - (weight * means).sum(-1) / 2
 

@@ -4,8 +4,9 @@ With validation images the rule is that of the published code, if there is one: 
 highest accuracy, and the first one in a tie. On few images the highest accuracy is mostly luck, so the rule differs if
 none is published, or if there are no validation images: of the combinations whose log-likelihood is within two standard
 errors of the best, the one nearest to the usual values. The log-likelihood of a combination is measured at its own best
-temperature, so that none wins by being more or less confident. Where a method predicts numbers, absolute errors take
-the place of likelihoods, and half a standard error that of two: settings of a regression differ by more than luck.
+temperature, so that none wins by being more or less confident. A setting may be averaged instead: the logits under all
+its values count by their likelihoods, once other settings are chosen. Where a method predicts numbers, absolute errors
+take the place of likelihoods, and half a standard error that of two: settings of a regression differ by more than luck.
 
 Without validation images each training image is held out once, by stratified folds that keep groups together. The
 method then learns from all training images.
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,30 +59,30 @@ def _choose(training: Fitting, grid: Grid, choices: Mapping[str, Choice], learne
     if training.items("val"):
         how = f"on {len(training.items('val'))} validation images"
         if grid.most_accurate and not isinstance(grid, Grades):
-            values, accuracy = _most_accurate(training, grid, choices, learned)
+            settings, accuracy = _most_accurate(training, grid, choices, learned)
         else:
-            values, accuracy, _ = _likeliest(grid, [training], choices, learned)
+            settings, accuracy, _ = _likeliest(grid, [training], choices, learned)
     elif outcome := _by_folds(training, grid, thinned := {name: _thinned(choice) for name, choice in choices.items()}):
-        choices, (values, accuracy, images) = thinned, outcome
+        choices, (settings, accuracy, images) = thinned, outcome
         how = f"by cross-validation over {images} training images"
     else:
         how, accuracy = "by default, because there are too few images to choose on", None
-        values = tuple(choice.usual for choice in choices.values())
-    _settle(training, choices, dict(zip(choices, values, strict=True)), how, accuracy)
+        settings = {name: choice.usual for name, choice in choices.items()}
+    _settle(training, choices, settings, how, accuracy)
 
 
 def _most_accurate(
     training: Fitting, grid: Grid, choices: Mapping[str, Choice], learned: bool
-) -> tuple[_Combination, float]:
+) -> tuple[dict[str, Any], float]:
     labels, right = training.labels("val"), dict[_Combination, float]()
     weights = _weights(grid, labels)
     for settings, logits in grid.trials(training, choices, learned):
         right[_values(settings, choices)] = float(((logits.argmax(-1).cpu() == labels) * weights).mean())
     best = max(right, key=right.__getitem__)  # the first one in a tie
-    return best, right[best]
+    return dict(zip(choices, best, strict=True)), right[best]
 
 
-def _by_folds(training: Fitting, grid: Grid, choices: Mapping[str, Choice]) -> tuple[_Combination, float, int] | None:
+def _by_folds(training: Fitting, grid: Grid, choices: Mapping[str, Choice]) -> tuple[dict[str, Any], float, int] | None:
     """Return the values chosen by cross-validation, their accuracy, and the number of held-out images.
 
     Return None if no image can be held out, or if the method cannot learn from the images of a fold.
@@ -94,10 +97,11 @@ def _by_folds(training: Fitting, grid: Grid, choices: Mapping[str, Choice]) -> t
 
 def _likeliest(
     grid: Grid, trainings: Sequence[Fitting], choices: Mapping[str, Choice], learned: bool = False
-) -> tuple[_Combination, float, int]:
+) -> tuple[dict[str, Any], float, int]:
     """Return the chosen values, their accuracy and the number of images, on the validation images of all trainings.
 
-    Where the method predicts numbers, minus the mean absolute error takes the place of the accuracy.
+    Accuracies of averaged values are averaged too. Where the method predicts numbers, minus the mean absolute error
+    takes the place of the accuracy.
     """
     likely: dict[_Combination, list[Tensor]] = {}
     right: dict[_Combination, list[Tensor]] = {}
@@ -118,7 +122,13 @@ def _likeliest(
     weights = _weights(grid, torch.cat([training.labels("val") for training in trainings]))
     weighted = {values: torch.cat(parts, 1) * weights for values, parts in likely.items()}
     chosen = _nearest_to_usual(weighted, choices, groups, WITHIN if grading is None else WITHIN_NUMBERS)
-    return chosen, float((torch.cat(right[chosen]) * weights).mean()), len(groups)
+    shares = _shares(weighted, choices, groups, chosen)
+    accuracy = fmean((float((torch.cat(right[values]) * weights).mean()) for values in shares), shares.values())
+    settings = {
+        name: {values[place]: share for values, share in shares.items()} if choice.averaged else chosen[place]
+        for place, (name, choice) in enumerate(choices.items())
+    }
+    return settings, accuracy, len(groups)
 
 
 def _weights(grid: Grid, labels: Tensor) -> Tensor:
@@ -140,24 +150,39 @@ def _log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
+def _shares(
+    likely: Mapping[_Combination, Tensor], choices: Mapping[str, Choice], groups: Sequence[str], chosen: _Combination
+) -> dict[_Combination, float]:
+    """Return the shares of the combinations that differ from the chosen one in averaged settings alone.
+
+    A combination counts by exp((l - best) / sqrt(n)), where l is its log-likelihood over n images, or groups that share
+    their luck, at its own best temperature, by which its logits are divided. Those below 0.0005 are left out.
+    """
+    averaged = [choice.averaged for choice in choices.values()]
+    alike = [own for own in likely if all(free or one == other for free, one, other in zip(averaged, own, chosen))]
+    at_best = [likely[values].double().mean(1).max(0) for values in alike]  # and the place of the temperature
+    logs = [mean * len(set(groups)) ** 0.5 - TEMPERATURES[place].log() for mean, place in at_best]
+    shares = torch.stack(logs).softmax(0).tolist()
+    return {values: own for values, share in zip(alike, shares, strict=True) if (own := round(share, 3))}
+
+
 def _nearest_to_usual(
     likely: Mapping[_Combination, Tensor],
     choices: Mapping[str, Choice],
     groups: Sequence[str],
     within: float = WITHIN,
 ) -> _Combination:
-    """Return the setting combination nearest to the defaults, among combinations within the noise of the best one."""
+    """Return the combination nearest to the usual values, averaged ones aside, within the noise of the best one."""
     at_best = {values: each[each.mean(1).argmax()].double() for values, each in likely.items()}
     best = max(at_best, key=lambda values: float(at_best[values].mean()))
     behind = {values: at_best[best] - own for values, own in at_best.items()}
     within_noise = [
         values for values, gap in behind.items() if float(gap.mean()) <= within * standard_error(gap, groups)
     ]
-    usual = [_place(choice, choice.usual) for choice in choices.values()]
 
     def steps(values: _Combination) -> float:
-        own = [_place(choice, value) for choice, value in zip(choices.values(), values, strict=True)]
-        return sum(abs(one - other) for one, other in zip(own, usual, strict=True))
+        own = [(choice, value) for choice, value in zip(choices.values(), values, strict=True) if not choice.averaged]
+        return sum(abs(_place(choice, value) - _place(choice, choice.usual)) for choice, value in own)
 
     return min(within_noise, key=lambda values: (steps(values), float(behind[values].mean())))
 
@@ -177,7 +202,7 @@ def _values(settings: Mapping[str, float], choices: Mapping[str, Choice]) -> _Co
 
 
 def _settle(
-    training: Fitting, choices: Mapping[str, Choice], settings: dict[str, float], how: str, accuracy: float | None
+    training: Fitting, choices: Mapping[str, Choice], settings: dict[str, Any], how: str, accuracy: float | None
 ) -> None:
     """Set the chosen settings in the method, record the settings for metrics.json, and log a summary."""
     method = training.model.method
@@ -187,7 +212,7 @@ def _settle(
     if trait(method, Grades) and accuracy is not None:
         figure, shown = {"mean_absolute_error": -accuracy}, f" (mean absolute error {-accuracy:.4g})"
     training.note(chosen={"settings": settings, "among": among, "how": how, **figure})
-    listed = ", ".join(f"{name} {value:.4g}" for name, value in settings.items())
+    listed = ", ".join(f"{name} {own if isinstance(own, dict) else f'{own:.4g}'}" for name, own in settings.items())
     logger.info("%s: %s, chosen %s%s", method.name, listed, how, shown)
     for name, choice in choices.items():
         at_end = settings[name] in (choice.values[0], choice.values[-1]) and settings[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,40 @@ def test_a_ridge_of_one_is_what_gda_adds(open_clip: Backbone) -> None:
     ours = model.method.weight.double()
     assert scaled(ours / ours.norm(), weight / weight.norm()) < 2e-2
     assert scaled(fitted(open_clip, methods.LDA(ridge=100.0), train).method.weight, model.method.weight) > 0.1
+
+
+def test_several_ridges_are_one_classifier_with_the_mean_of_their_logits(open_clip: Backbone, tmp_path: Path) -> None:
+    """By their shares, whatever these add up to; the file holds one classifier, and the shares."""
+    train, (others, _) = images(3), images(3)
+    shares = {0.0: 0.6, 0.2: 1.5, 5.0: 0.9}
+    solved = {ridge: methods.LDA(ridge=ridge) for ridge in shares}
+    averaged = fitted(open_clip, methods.LDA(ridge=shares), train)
+    expected = torch.zeros(len(others), 3, dtype=torch.double)
+    for ridge, share in shares.items():
+        weight, bias = fitted(open_clip, solved[ridge], train).method.solve(train[0].double(), train[1])
+        expected += share / 3 * (others.double() @ weight.T + bias)
+    weight, bias = averaged.method.solve(train[0].double(), train[1])
+    assert scaled(others.double() @ weight.T + bias, expected) < 1e-12
+    assert scaled(averaged.logits(others), expected.float()) < 1e-5
+    alone = fitted(open_clip, methods.LDA(ridge={0.2: 0.3}), train)
+    assert torch.equal(alone.method.weight, solved[0.2].weight)
+    loaded = adapt.load(averaged.save(tmp_path / "adapter.safetensors"), open_clip)
+    assert loaded.method.config.ridge == shares
+    assert torch.equal(loaded.logits(others), averaged.logits(others))
+
+
+@pytest.mark.parametrize(
+    ("ridge", "said"),
+    [
+        (-1.0, "ridge is -1.0: Input should be greater than or equal to 0"),
+        ({-1: 1}, "ridge is -1: Input should be greater than or equal to 0"),
+        ({1: 0}, "ridge is 0: Input should be greater than 0"),
+        ({"one": 1}, "ridge is 'one': Input should be a valid number"),
+    ],
+)
+def test_ridges_and_shares_that_cannot_be(ridge: Any, said: str) -> None:
+    with pytest.raises(AdaptError, match=re.escape(said)):
+        methods.LDA(ridge=ridge)
 
 
 def test_lda_with_one_image_a_class_is_the_nearest_mean(open_clip: Backbone) -> None:
@@ -293,7 +328,7 @@ def test_gda_needs_as_many_training_features_as_model_a_new_class(open_clip: Bac
         (methods.KNN, {"neighbours": 3}, {}),
         (methods.LinearProbe, {}, {"strength": ((0.001, 0.01, 0.1, 1, 10, 100, 1000), 10, True)}),
         (methods.LinearProbe, {"strength": 1.0}, {}),
-        (methods.LDA, {}, {"ridge": ((0.0, 0.2, 1.0, 5.0), 1.0, True)}),
+        (methods.LDA, {}, {"ridge": ((0.0, 0.2, 1.0), 0.2, True)}),
         (methods.LDA, {"ridge": 0.0}, {}),
         (methods.GDA, {}, {"alpha": ((1e-4, 0.001, 0.01, 0.1, 1, 10, 100, 1000), 10, True)}),
         (methods.GDA, {"alpha": 1.0}, {}),

@@ -103,7 +103,7 @@ def test_bad_overrides(path: Path, override: str, message: str) -> None:
         ({"data": {"source": "x", "template": "a photo"}}, r"^mine: data.template is 'a photo': .* must contain \{\}"),
         ({"seed": -1}, r"^mine: seed is -1: "),
         ({"train": {"epochs": "many"}}, r"^mine: train.epochs is 'many': .*integer"),
-        ({"train": {"epochs": {"one": 5}}}, r"^mine: train.epochs: .*valid integer"),
+        ({"train": {"epochs": {"one": 5}}}, r"^mine: train.epochs is 'one': .*valid integer"),
         ({"train": {"epochs": 1, "lr": "fast"}}, r"^mine: train.lr is 'fast': .*number"),
         (
             {"train": {"epochs": 1, "optimizer": "adagrad"}},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +19,7 @@ from adapt import fit
 from adapt.methods.base import Choice
 from adapt.recipe import read_recipe
 from adapt.training import choice as module
-from adapt.training.choice import _log_probabilities, _nearest_to_usual, _weights
+from adapt.training.choice import _log_probabilities, _nearest_to_usual, _shares, _weights
 from adapt.training.fitting import FOLDS
 from adapt.training.plan import TrainingPlan
 from adapt.training.run_recipe import with_validation
@@ -306,6 +309,46 @@ def test_each_combination_is_judged_at_its_own_best_temperature() -> None:
     assert _nearest_to_usual(likely, choices, [str(place) for place in range(40)]) == (1.0,)
 
 
+def test_values_that_are_averaged_count_by_their_likelihoods() -> None:
+    """By exp((l - best) / sqrt(n)) at each one's best temperature, by which its logits are divided."""
+    groups, noise = [str(place // 4) for place in range(36)], torch.linspace(-1, 1, 36)
+    means = {(0.0, 1.0): (-3.0, -1.5), (0.2, 1.0): (-1.2, -2.0), (1.0, 1.0): (-1.0, -9.0), (0.0, 2.0): (-0.99, -0.99)}
+    likely: dict[tuple[float, ...], Tensor] = {
+        values: torch.stack([mean + values[1] * noise for mean in own]) for values, own in means.items()
+    }
+    choices = {"ridge": Choice((0.0, 0.2, 1.0), usual=0.2, averaged=True), "words": Choice((1.0, 2.0), usual=1.0)}
+    chosen = _nearest_to_usual(likely, choices, groups)
+    assert chosen == (1.0, 1.0)  # the likeliest with the usual words, however far its ridge is from the usual one
+    cold, less_cold = module.TEMPERATURES[:2].tolist()
+    units, behind = 9, {0.0: (0.5, less_cold), 0.2: (0.2, cold), 1.0: (0.0, cold)}  # four images share their luck
+    counts = {ridge: math.exp(-units * each / units**0.5) / by for ridge, (each, by) in behind.items()}
+    found = _shares(likely, choices, groups, chosen)
+    assert found == {
+        (ridge, 1.0): pytest.approx(count / sum(counts.values()), abs=6e-4) for ridge, count in counts.items()
+    }
+    likely[(0.0, 1.0)] = likely[(0.0, 1.0)] - 5
+    assert _shares(likely, choices, groups, chosen).keys() == {(0.2, 1.0), (1.0, 1.0)}  # none is below 0.0005
+    plain = {name: choice._replace(averaged=False) for name, choice in choices.items()}
+    assert _shares(likely, plain, groups, (0.2, 1.0)) == {(0.2, 1.0): 1.0}
+
+
+def test_ridges_are_averaged_on_validation_images_and_by_folds(probe: Any, tiny_split: Any, tmp_path: Path) -> None:
+    """And what is fitted anew with the recorded shares, which a file keeps, is the same classifier."""
+    for val_set in ((), tiny_split.val):
+        model = probe("lda", words=None)
+        settings = fit(model, tiny_split.train, val_set=val_set, progress=False).metrics["chosen"]["settings"]
+        assert set(settings["ridge"]) <= {0.0, 0.2, 1.0}
+        assert len(settings["ridge"]) > 1
+        assert sum(settings["ridge"].values()) == pytest.approx(1, abs=2e-3)
+        assert isinstance(settings["words"], float)
+        stored = json.loads(json.dumps(settings))
+        again = probe("lda", **stored)
+        assert "chosen" not in fit(again, tiny_split.train, progress=False).metrics
+        assert torch.equal(again.method.weight, model.method.weight)
+        loaded = adapt.load(model.save(tmp_path / "adapter.safetensors"), model.backbone)
+        assert loaded.method.config == again.method.config
+
+
 @pytest.mark.parametrize(("balanced", "chosen", "right"), [(False, "often", 3 / 4), (True, "both", 2 / 3)])
 def test_on_validation_images_classes_count_the_same_too(balanced: bool, chosen: str, right: float) -> None:
     labels = torch.tensor([0, 0, 0, 1])
@@ -314,7 +357,7 @@ def test_on_validation_images_classes_count_the_same_too(balanced: bool, chosen:
     grid: Any = SimpleNamespace(balanced=balanced, trials=lambda *_: tried)
     training: Any = SimpleNamespace(labels=lambda part: labels)
     choices = {"kind": Choice(tuple(answers), usual="often")}
-    assert module._most_accurate(training, grid, choices, learned=False) == ((chosen,), pytest.approx(right))
+    assert module._most_accurate(training, grid, choices, learned=False) == ({"kind": chosen}, pytest.approx(right))
 
 
 @pytest.mark.parametrize(("name", "by_accuracy"), [("nearest_mean", False), ("knn", False), ("linear_probe", True)])
@@ -346,7 +389,7 @@ def test_in_cross_validation_classes_count_the_same_too(balanced: bool, chosen: 
     items = [SimpleNamespace(kept_with=str(place)) for place in range(40)]
     fold: Any = SimpleNamespace(labels=lambda part: labels, items=lambda part: items)
     choices = {"kind": Choice((0.0, 1.0), usual=0.0)}
-    assert module._likeliest(grid, [fold] * 4, choices) == ((chosen,), pytest.approx(right), 160)
+    assert module._likeliest(grid, [fold] * 4, choices) == ({"kind": chosen}, pytest.approx(right), 160)
 
 
 @pytest.mark.parametrize("method", ["task_res", "clip_adapter"])

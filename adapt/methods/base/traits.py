@@ -485,6 +485,10 @@ class Choice(NamedTuple):
     open_ended: bool = True
     """Whether the setting also accepts values beyond the first and the last, and they would make sense."""
 
+    averaged: bool = False
+    """Whether the logits under all values are averaged, where likelihoods would choose: the setting then holds values
+    with their shares, of which `Grid.shares` makes one classifier. One setting of a method may be."""
+
 
 def combinations(choices: Mapping[str, Choice]) -> Iterator[dict[str, object]]:
     """Yield each combination of the settings' values, with the last setting varying fastest; {} for no settings."""
@@ -523,6 +527,12 @@ class Grid(Trait):
         """Return the value of one of the `choices`, which is the usual value until the data have chosen another."""
         value = getattr(self.config, name)
         return float(self.choices[name].usual if value is None else value)
+
+    def shares(self, name: str) -> dict[float, float]:
+        """Return the values of a setting that is averaged with their shares, which add up to 1."""
+        value = getattr(self.config, name)
+        shares = value if isinstance(value, dict) else {self.setting(name): 1.0}
+        return {each: share / sum(shares.values()) for each, share in shares.items()}
 
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
         """Yield each combination of the values in `choices`, with the resulting logits of the validation images.
