@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from adapt.backbones.base import Backbone
 
 _VisionModel = transformers.CLIPVisionModel | transformers.SiglipVisionModel
-_DINOV2 = transformers.Dinov2Model | transformers.Dinov2WithRegistersModel
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 # types of vision models
 _POOLING: dict[str, Pooling] = {"ijepa": "mean", "siglip_vision_model": "map", "aimv2_vision_model": "map"}
@@ -54,6 +53,7 @@ _OF_MAPS = ("convnext", "convnextv2", "dinov3_convnext")
 _POOLED = (*_OF_MAPS, "aimv2_vision_model", "clip_vision_model", "siglip_vision_model")  # by the library itself
 _BLOCKS = ("encoder.layer", "encoder.layers", "model.layer", "layers")  # where a model keeps its blocks
 _ROTARY = ("dinov3_vit",)
+_DINOV2 = ("dinov2", "dinov2_with_registers")
 _OF_ONE_SIZE = ("clip_vision_model", "ijepa", "siglip_vision_model", "vit", "vit_msn")  # of their positions
 
 
@@ -275,7 +275,7 @@ def build_encoder(model: Any, image_processor: Any, name: str | None = None) -> 
         )
     if getattr(model.config, "vision_use_head", True) is False:
         raise AdaptError(f"this {type(model).__name__} has no pooling head: give one with vision_use_head")
-    if isinstance(model, _DINOV2):
+    if kind in _DINOV2:
         model.embeddings.position_offset = 0.0  # for fingerprints, see `with_offset`
     tower = _encoder_tower(model, kind)
     return VisionEncoder(
@@ -314,18 +314,18 @@ def _encode(model: Any, kind: str, images: Tensor) -> Tensor:
     return features.mean(1) if _POOLING.get(kind) == "mean" else features[:, 0]
 
 
-def with_offset(backbone: Backbone, name: str) -> VisionEncoder:
+def with_offset(backbone: Backbone, name: str) -> Backbone:
     """Make transformers' DINOv2 resize its positions as its own code does for weights without registers, and return it.
 
     There, n patches of a side take the positions of n + 0.1; transformers has n (dinov2 `b8931f7`,
-    `vision_transformer.py`, `interpolate_offset`). At the size of the weights, nothing is resized. The result is not
-    written in transformers' format, which does not know the offset. Raises AdaptError for another backbone.
+    `vision_transformer.py`, `interpolate_offset`). The result is not written in transformers' format, which does not
+    know the offset. Raises AdaptError for another backbone.
     """
-    model: Any = backbone.model
-    if not isinstance(backbone, VisionEncoder) or not isinstance(model, _DINOV2):
+    embeddings: Any = getattr(backbone.model, "embeddings", None)
+    if not hasattr(embeddings, "position_offset"):
         raise AdaptError(f"{backbone.describe()} is no DINOv2 of transformers; expected hf:NAME of one after offset:")
-    model.embeddings.position_offset = 0.1
-    model.embeddings.interpolate_pos_encoding = partial(_resized_positions, model.embeddings)
+    embeddings.position_offset = 0.1
+    embeddings.interpolate_pos_encoding = partial(_resized_positions, embeddings)
     return replace(backbone, name=name, write=None)
 
 

@@ -36,6 +36,8 @@ class BoxLabel(Conversation):
     examples: tuple[Boxed, ...] = ()
     thing: str = ""
     """The name by which answers are scored and listed, if the chat has another."""
+    crowds: tuple[Edges, ...] = ()
+    """Boxes around many of the thing, in which a found box is not wrong."""
 
 
 class Boxes(Conversations):
@@ -88,7 +90,8 @@ class Boxes(Conversations):
         ]
         names = tuple(label.thing or label.name for label in labels)
         own = vars(scores) | {"predicted": tuple(told), "questions": names}
-        return BoxScores(**own, boxes=tuple(label.boxes for label in labels), found=tuple(found))
+        true, crowds = (tuple(getattr(label, name) for label in labels) for name in ("boxes", "crowds"))
+        return BoxScores(**own, boxes=true, crowds=crowds, found=tuple(found))
 
 
 def _asked(name: str, boxes: Sequence[Edges]) -> Chat:

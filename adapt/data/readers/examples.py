@@ -63,7 +63,9 @@ def _after_examples(part: str, items: tuple[Item, ...], count: int, named: float
         unknown = "".join(draws.choice("bdfgklmnprstvz") + draws.choice("aeiou") for _ in range(3))
         name = label.name if draws.random() < named else unknown
         chat: Any = Item.of(path=item.path, boxes=(name, label.boxes, label.size, *known))
-        asked.append(replace(item, paths=(item.path, *paths), label=replace(chat.label, thing=label.name)))
+        asked.append(
+            replace(item, paths=(item.path, *paths), label=replace(chat.label, thing=label.name, crowds=label.crowds))
+        )
     return tuple(asked)
 
 
