@@ -67,7 +67,7 @@ class _Picture:
             return cls(path, part, upright, turned=orientation(image) if stated == stored else 1)
 
     def add(self, name: object, edges: Sequence[float], crowd: bool = False) -> None:
-        """Add a box of a thing or a `crowd`. Raises AdaptError if it is empty, swapped, outside, no number, or nameless.
+        """Add the box of a thing or `crowd`. Raises AdaptError if empty, swapped, outside, no number, or nameless.
 
         Names are text or numbers, in which white space of any kind and length is one space.
         """
