@@ -57,9 +57,9 @@ class Boxes(Conversations):
     def read(self, cells: Mapping[str, Cell], where: str) -> BoxLabel:
         if isinstance(cells["boxes"], str):
             raise AdaptError(f"{where}: a column 'boxes' cannot hold boxes: write x0,y0,x1,y1, and read boxes:FILE")
-        name, boxes, size, *examples = cast("Any", cells["boxes"])
+        name, boxes, size, crowds, *examples = cast("Any", cells["boxes"])
         chat = _asked(name, boxes).after(_asked(name, own) for own, _ in examples)
-        return BoxLabel(chat, name, tuple(boxes), tuple(size), tuple(examples))
+        return BoxLabel(chat, name, tuple(boxes), tuple(size), tuple(examples), crowds=tuple(crowds))
 
     def facts(self, items: Sequence[Item]) -> Sequence[str]:
         counts = [len(label.boxes) for label in labels_of(items, BoxLabel)]

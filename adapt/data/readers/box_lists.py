@@ -14,9 +14,8 @@ import os
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import yaml
@@ -265,10 +264,8 @@ def read_boxes(spec: str, root: str | None = None, ratios: Sequence[float] = par
             lacking = [name for name in names if name not in picture.crowds]
             none = {lacking[at % len(lacking)]: list[Edges]()} if lacking else {}
             for name, boxes in (grouped(picture.things) or none).items():
-                item = Item.of(path=picture.path, group=picture.path, boxes=(name, boxes, picture.size))
-                label: Any = item.label
-                label = replace(label, crowds=tuple(picture.crowds.get(name, ())))
-                rows.append(Listed(replace(item, label=label), picture.part))
+                cell = name, boxes, picture.size, picture.crowds.get(name, ())
+                rows.append(Listed(Item.of(path=picture.path, group=picture.path, boxes=cell), picture.part))
         for name, edges in () if asks else picture.things:
             item = Item.of(path=region(picture.path, edges), group=picture.path, label=name)
             rows.append(Listed(item, picture.part))
