@@ -49,8 +49,8 @@ def _row(case: str, true: list[tuple[str, str, tuple[Edges, ...]]], found: list[
             _, edges, sure = pairs.setdefault((path, box.name), ((), [], []))
             edges.append(box.edges)
             sure.append(box.probability)
-    of_name = grouped((name, each) for (_, name), each in pairs.items())
-    precision = [average_precision(each)[0] for each in of_name.values() if any(boxes for boxes, _, _ in each)]
+    of_name = grouped((name, (*each, ())) for (_, name), each in pairs.items())
+    precision = [average_precision(each)[0, 0] for each in of_name.values() if any(boxes for boxes, *_ in each)]
     hits = taken = 0
     for boxes, edges, sure in pairs.values():
         kept = [own for own, probability in zip(edges, sure, strict=True) if probability >= SURE]

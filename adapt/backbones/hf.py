@@ -8,10 +8,13 @@ or the class tokens in a row (RADIO). ViT's `pooler_output` is not used: it is r
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from transformers.activations import QuickGELUActivation
@@ -40,6 +43,8 @@ from adapt.common.errors import AdaptError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from adapt.backbones.base import Backbone
+
 _VisionModel = transformers.CLIPVisionModel | transformers.SiglipVisionModel
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 # types of vision models
@@ -48,6 +53,7 @@ _OF_MAPS = ("convnext", "convnextv2", "dinov3_convnext")
 _POOLED = (*_OF_MAPS, "aimv2_vision_model", "clip_vision_model", "siglip_vision_model")  # by the library itself
 _BLOCKS = ("encoder.layer", "encoder.layers", "model.layer", "layers")  # where a model keeps its blocks
 _ROTARY = ("dinov3_vit",)
+_DINOV2 = ("dinov2", "dinov2_with_registers")
 _OF_ONE_SIZE = ("clip_vision_model", "ijepa", "siglip_vision_model", "vit", "vit_msn")  # of their positions
 
 
@@ -269,6 +275,8 @@ def build_encoder(model: Any, image_processor: Any, name: str | None = None) -> 
         )
     if getattr(model.config, "vision_use_head", True) is False:
         raise AdaptError(f"this {type(model).__name__} has no pooling head: give one with vision_use_head")
+    if kind in _DINOV2:
+        model.embeddings.position_offset = 0.0  # for fingerprints, see `with_offset`
     tower = _encoder_tower(model, kind)
     return VisionEncoder(
         model=model,
@@ -304,6 +312,33 @@ def _encode(model: Any, kind: str, images: Tensor) -> Tensor:
     if features.ndim == 2:
         return features
     return features.mean(1) if _POOLING.get(kind) == "mean" else features[:, 0]
+
+
+def with_offset(backbone: Backbone, name: str) -> Backbone:
+    """Make transformers' DINOv2 resize its positions as its own code does for weights without registers, and return it.
+
+    There, n patches of a side take the positions of n + 0.1; transformers has n (dinov2 `b8931f7`,
+    `vision_transformer.py`, `interpolate_offset`). The result is not written in transformers' format, which does not
+    know the offset. Raises AdaptError for another backbone.
+    """
+    embeddings: Any = getattr(backbone.model, "embeddings", None)
+    if not hasattr(embeddings, "position_offset"):
+        raise AdaptError(f"{backbone.describe()} is no DINOv2 of transformers; expected hf:NAME of one after offset:")
+    embeddings.position_offset = 0.1
+    embeddings.interpolate_pos_encoding = partial(_resized_positions, embeddings)
+    return replace(backbone, name=name, write=None)
+
+
+def _resized_positions(embeddings: Any, tokens: Tensor, height: int, width: int) -> Tensor:
+    positions = embeddings.position_embeddings
+    side = math.isqrt(positions.shape[1] - 1)
+    grid = [pixels // of_patch for pixels, of_patch in zip((height, width), embeddings.patch_embeddings.patch_size)]
+    if grid == [side, side]:
+        return positions
+    square = positions[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    scales = [(count + embeddings.position_offset) / side for count in grid]
+    resized = F.interpolate(square, scale_factor=scales, mode="bicubic").flatten(2).transpose(1, 2)
+    return torch.cat([positions[:, :1], resized.to(positions.dtype)], 1)
 
 
 def _encoder_tower(model: Any, kind: str) -> Tower | None:

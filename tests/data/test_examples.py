@@ -133,4 +133,4 @@ def test_a_chat_follows_examples_whose_answers_are_not_learned() -> None:
     chat = backbone.located("dog", box, (64, 64), [(box, (64, 64))])
     assert [turn.learned for turn in chat.turns if turn.role == "assistant"] == [False, True]
     assert backbone.learned_tokens([chat]) == backbone.learned_tokens([backbone.located("dog", box, (64, 64))])
-    assert Item.of(path="a.png", boxes=("dog", box, (64, 64))).label.examples == ()
+    assert Item.of(path="a.png", boxes=("dog", box, (64, 64), ())).label.examples == ()

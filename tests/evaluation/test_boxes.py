@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import adapt
 from adapt.backbones.box_texts import plain_text
 from adapt.data import load, open_image
 from adapt.data.emoji import questions, scenes
-from adapt.evaluation.boxes import BoxScores, matched, overlaps
+from adapt.evaluation.boxes import AREAS, BoxScores, average_precision, matched, overlaps
 from adapt.evaluation.evaluate import evaluate
 from adapt.models.generation import Answer
 from adapt.models.native_vlm import ChatModel
@@ -56,6 +57,32 @@ def test_figures_of_answers() -> None:
     assert (figures["precision"], figures["recall"], figures["f1"]) == pytest.approx((2 / 4, 2 / 5, 4 / 9))
     assert scores.intervals["mean_iou"].low < figures["mean_iou"] < scores.intervals["mean_iou"].high
     assert next(scores.lines("6 questions")).startswith("mean IoU 48.3 %")
+
+
+def test_a_box_in_a_crowd_and_one_of_another_size_are_not_wrong() -> None:
+    """Two found boxes lie in the crowd, which is no true box; the surest of all is wrong where no crowd is known."""
+    large = (0.0, 0.0, 100.0, 100.0)
+    in_crowd, beside = [(70.0, 70.0, 80.0, 80.0), (72.0, 75.0, 82.0, 81.0)], (79.0, 79.0, 89.0, 89.0)
+    found, sure, crowd = [*in_crowd, ONE, beside], [0.9, 0.8, 0.7, 0.6], [(69.0, 69.0, 83.0, 82.0)]
+    assert average_precision([([ONE], found, sure, [])])[:, 0].tolist() == pytest.approx([1 / 3, 1])
+    assert average_precision([([ONE], found, sure, crowd)])[:, 0].tolist() == pytest.approx([1, 1])
+    assert average_precision([([], found, sure, crowd)]).isnan().all()
+    # the large thing and its box count for the large alone
+    known: Any = [([ONE, large], [large, ONE], [0.9, 0.8], [])]
+    assert average_precision(known, AREAS["_small"])[:, 0].tolist() == pytest.approx([1, 1])
+    missed: Any = [([ONE, large], [ONE], [0.9], [])]
+    assert average_precision(missed)[:, 0].tolist() == pytest.approx([51 / 101, 0.5])
+    assert average_precision(missed, AREAS["_large"])[:, 0].tolist() == [0, 0]
+
+
+def test_figures_by_size_are_of_true_boxes_that_there_are() -> None:
+    scores = _scores(((ONE,), (THIRD, ONE)), ((ONE,), (ONE,)))
+    figures = replace(scores, crowds=(((19.0, 19.0, 31.0, 31.0),), ())).figures()
+    assert {name for name in figures if name.startswith("average_")} == {
+        f"average_{kind}{which}" for kind in ("precision", "recall") for which in ("", "_50", "_small")
+    }
+    assert figures["average_precision_small"] == figures["average_recall"] == figures["average_precision"] == 1
+    assert scores.figures()["average_precision"] < 1
 
 
 def test_boxes_of_bundled_scenes_hold_what_is_drawn() -> None:

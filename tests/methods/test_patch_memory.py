@@ -50,6 +50,17 @@ def test_a_remembered_image_is_as_good_as_can_be_and_a_strange_one_is_found() ->
     assert "p_value" in bad.plain()
 
 
+def test_the_weight_of_a_score_falls_where_patches_around_the_nearest_are_near_too() -> None:
+    """PatchCore's score by hand: at distance 3 from the nearest of the memory, and 4 from its only neighbour of two."""
+    memory, patches = torch.tensor([[0.0, 0.0], [0.0, 1.0], [50.0, 0.0]]), torch.tensor([[[0.0, -3.0], [0.0, 0.0]]])
+    distances = torch.tensor([[[3.0, 0.0]]])
+    found = patch_memory.weighed_scores(distances, patches[:, None], memory, 2)
+    assert found.tolist() == pytest.approx([3 * (1 - math.exp(3) / (math.exp(3) + math.exp(4)))])
+    plain, weighed = (trained(4, metric="euclidean", weighed=each)[0] for each in (None, 9))
+    assert (weighed.method.good[0] < plain.method.good[0]).all()
+    assert torch.equal(weighed.method.good[1], plain.method.good[1])  # of maps, which stay
+
+
 def test_one_image_decides_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +241,8 @@ def test_an_image_is_abnormal_where_its_p_value_is_at_most_the_false_alarms(left
     model = adapt.wrap(tiny_backbones.backbone("open_clip"), method, ("bad", "normal", "worse"))
     method.good = torch.rand(2, 19, generator=Generator().manual_seed(0))
     step = adapt.methods.base.ImageStep(model, torch.zeros(40, 3, 32, 32))
-    step.distances = torch.cat([torch.rand(21, generator=Generator().manual_seed(1)), method.good[0]])[:, None, None]
+    scores = torch.cat([torch.rand(21, generator=Generator().manual_seed(1)), method.good[0]])
+    step.compared = scores[:, None, None], scores
     flagged = method.logits(step).argmax(-1) != 1
     assert (flagged == (method.p_values(step) <= 0.2 + 1e-6)).all()
     assert flagged.any()

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import published
+import pytest
 import torch
+from torch import Tensor
 
 from adapt.backbones.box_texts import THOUSANDTHS, Edges
-from adapt.evaluation.boxes import average_precision, matched, overlaps
+from adapt.evaluation import boxes
+from adapt.evaluation.boxes import matched, overlaps
 
 
 def _edges(corners: Any) -> Edges:
@@ -29,7 +34,7 @@ def _of_class(data: Any, category: int, found: list[Any]) -> list[Any]:
         if each["category_id"] == category:
             answered[each["image_id"]].append((x, y, x + width, y + height))
             sure[each["image_id"]].append(each["score"])
-    return [(true[image["id"]], answered[image["id"]], sure[image["id"]]) for image in data["images"]]
+    return [(true[image["id"]], answered[image["id"]], sure[image["id"]], ()) for image in data["images"]]
 
 
 def _reward(solution: str, completion: str) -> float:
@@ -43,7 +48,26 @@ def _reward(solution: str, completion: str) -> float:
     return sum(matched(shared, 0.5)) / max(shared.shape)
 
 
-def test_boxes() -> None:
+def _coco(data: Any, found: list[Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """The twelve scores of pycocotools, which has -1 where no box is of a size."""
+
+    def means(size: str = "", most: int = 100) -> Tensor:
+        monkeypatch.setattr(boxes, "MOST", most)
+        names = [each["id"] for each in data["categories"]]
+        each = [boxes.average_precision(_of_class(data, name, found), boxes.AREAS[size]) for name in names]
+        return torch.stack(each).nanmean(0).nan_to_num(-1)
+
+    scores = {"AP50": float(means()[0, 0]), "AP75": float(means()[0, 5])}
+    for size in boxes.AREAS:
+        scores[f"AP{size}"], scores[f"AR{size or 100}"] = means(size).mean(1).tolist()
+    return scores | {f"AR{most}": float(means(most=most)[1].mean()) for most in (1, 10)}
+
+
+def _in_order(stored: dict[str, float], names: Iterable[str]) -> Tensor:
+    return torch.tensor([stored[name] for name in names])
+
+
+def test_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     settings, expected = published.case("boxes")
     shared = torch.stack(
         [overlaps([_edges(one)], [_edges(other)])[0, 0] for one, other in zip(expected["predicted"], expected["true"])]
@@ -52,12 +76,12 @@ def test_boxes() -> None:
 
     data, found = settings["coco"], settings["detections"]
     names = [each["id"] for each in data["categories"]]
-    values = torch.stack([average_precision(_of_class(data, name, found)) for name in names])
+    values = torch.stack([boxes.average_precision(_of_class(data, name, found))[0] for name in names])
     settings.scaled("ap_by_class", values.mean(1), torch.tensor, 1e-6)
     for key, scores in {"coco_scores": found, "scores_if_all_sure": [each | {"score": 1} for each in found]}.items():
-        means = torch.stack([average_precision(_of_class(data, name, scores)) for name in names]).mean(0)
-        ours = torch.stack([means.mean(), means[0], means[5]])
-        settings.scaled(key, ours, lambda stored: torch.tensor([stored[name] for name in ("AP", "AP50", "AP75")]), 1e-6)
+        ours = _coco(data, scores, monkeypatch)
+        settings.equal(key, {*ours}, set)
+        settings.scaled(key, torch.tensor([*ours.values()]), partial(_in_order, names=ours), 1e-6)
 
     rewards = [_reward(each["solution"], each["completion"]) for each in settings["rewards"]]
     settings.scaled(

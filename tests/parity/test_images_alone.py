@@ -22,6 +22,7 @@ from torch import Tensor
 
 import adapt
 from adapt import Backbone, VisionModel, methods
+from adapt.backbones.hf import with_offset
 from adapt.engine import vision
 
 EVERY_LIBRARY = by_turns("library", ["transformers", "timm"])
@@ -163,10 +164,22 @@ def _official(shapes: Mapping[str, tuple[int, ...]], config: Any) -> Iterator[tu
 def test_dinov2_features(name: str, library: str) -> None:
     """Of images in each size: class tokens on both paths, all tokens, and what DINOv2's linear heads are given."""
     settings, expected = published.case(name)
-    backbone = dinov2(library, settings)
+    antialias = settings["config"]["interpolate_antialias"]  # as both libraries resize positions by default
+    compare_features(dinov2(library, settings), settings, expected, ["32x32"] + ["24x40"] * antialias)
+
+
+def test_dinov2_features_with_the_offset() -> None:
+    settings, expected = published.case("dinov2_features")
+    backbone = with_offset(dinov2("transformers", settings), "offset:hf:dinov2")
+    assert backbone.model.embeddings.position_offset == settings["config"]["interpolate_offset"]
+    compare_features(backbone, settings, expected, ["24x40", "48x48"])
+
+
+def compare_features(backbone: Backbone, settings: Any, expected: Any, keys: list[str]) -> None:
     model: Any = adapt.wrap(backbone, methods.NearestMean(), ["one", "another"])
     assert model.vision_path == ("plain" if settings["config"]["ffn"] == "swiglu" else "fast")
-    for key, images in expected.under("images.").items():
+    for key in keys:
+        images = expected[f"images.{key}"]
         expected.scaled(f"class.{key}", backbone.encode_image(images))
         if model.vision_path == "fast":
             expected.scaled(f"class.{key}", vision.encode(backbone, images, []))

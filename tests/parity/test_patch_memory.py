@@ -72,9 +72,9 @@ def test_distances_of_patches(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         method._hold(method.memory[kept_of], method.good)
     step = ImageStep(model, images)
     maps = method.anomalies(step)
-    assert step.distances is not None
-    expected.scaled("distances", step.distances)
-    scores = patch_memory.image_scores(step.distances)
+    assert step.compared is not None
+    distances, scores = step.compared
+    expected.scaled("distances", distances)
     expected.scaled("scores", scores)
     expected.scaled("maps", maps)
     masks = expected["masks"]
@@ -103,9 +103,13 @@ def test_patchcore() -> None:
     projected, first = expected["projected"], int(expected["picked"][0])
     picked = patch_memory.coreset(projected, round(settings["ratio"] * len(projected)), first)
     expected.equal("picked", picked)
-    distances = PatchMemory(metric="euclidean").distances(expected["test"][:, None], expected["bank"][picked])
-    expected.scaled("patch_scores", distances[:, 0])
-    expected.scaled("scores.1", patch_memory.image_scores(distances))
+    for count in (1, 3, 9):
+        method = PatchMemory(metric="euclidean", weighed=None if count == 1 else count)
+        distances, scores = method.compared(expected["test"][:, None], expected["bank"][picked])
+        expected.scaled("patch_scores", distances[:, 0])
+        expected.scaled(f"scores.{count}", scores)
+    _, nearest = torch.cdist(expected["test"], expected["bank"][picked]).min(-1)
+    expected.equal("locations", nearest)
 
 
 def test_thresholds_of_the_best_f1() -> None:
@@ -115,3 +119,11 @@ def test_thresholds_of_the_best_f1() -> None:
         scores, labels = (expected[f"{name}.{part}"] for part in ("scores", "labels"))
         cut = patch_memory.best_f1(scores[labels == 0], scores[labels == 1])
         expected.scaled(f"{name}.threshold", scores[scores > cut].min())
+    good = expected["normal_only.scores"]  # of good images alone, the largest score, which promises 1 / (n + 1)
+    method = PatchMemory(false_alarms=1 / (len(good) + 1))
+    method._hold(good[:, None], good.expand(2, -1))
+    cut = method.threshold()
+    assert cut is not None
+    expected.scaled("normal_only.threshold", cut)
+    expected.equal("normal_only.decided", good > cut)
+    expected.equal("normal_only.labels", torch.zeros(len(good)))

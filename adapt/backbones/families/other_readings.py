@@ -1,4 +1,4 @@
-"""The family of models that are read otherwise: the image half of a CLIP, or the last states of a native model."""
+"""The family of models that are read otherwise, as the image half of a CLIP or the last states of a native model."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class OtherReadings(Family):
     name = "other_readings"
     forms: ClassVar = {
         "vision:BACKBONE": "the image half of a CLIP or SigLIP from above, without texts, e.g. vision:mini-clip",
+        "offset:BACKBONE": "DINOv2 with positions resized as in its own code, e.g. offset:hf:facebook/dinov2-small",
         "embed:BACKBONE": "a native vision-language model as a CLIP, e.g. embed:mini-vlm, embed:hf:Qwen/Qwen2-VL-2B",
         "last:BACKBONE": "its decoder's last state, for methods that read images alone, e.g. last:mini-vlm",
         "heads:BACKBONE": "its attention heads' vectors, for methods such as savs and hec, e.g. heads:mini-vlm",
@@ -27,7 +28,7 @@ class OtherReadings(Family):
 
     def claims(self, spec: str) -> bool:
         reading, _, whole = spec.partition(":")
-        of_two = {"&", "+"} if reading == "vision" else {"&"}  # an image half may stand before a language model
+        of_two = {"&", "+"} if reading in ("vision", "offset") else {"&"}  # they may stand before a language model
         return f"{reading}:BACKBONE" in self.forms and bool(whole) and (not of_two & {*whole} or Path(whole).is_dir())
 
     def reads_texts_of(self, spec: str) -> bool:
@@ -45,6 +46,10 @@ class OtherReadings(Family):
             if isinstance(whole, DualEncoder):
                 return VisionEncoder.of(whole, spec)
             raise AdaptError(f"{whole.describe()} is a {whole.kind}; expected a CLIP or SigLIP after vision:")
+        if reading == "offset":
+            from adapt.backbones.hf import with_offset
+
+            return with_offset(whole, spec)
         from adapt.backbones.native import NativeVLM
 
         if not isinstance(whole, NativeVLM):

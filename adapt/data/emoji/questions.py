@@ -61,7 +61,7 @@ def read(spec: str) -> Split:
         elif base == "emoji-boxes":
             in_rows = sorted(scene.pieces, key=lambda piece: (piece.top >= scenes.SIDE // 2, piece.left))
             for name, own in grouped((piece.drawing.concept.name, piece.box) for piece in in_rows).items():
-                yield Item.of(path=path, boxes=(name, own, (scenes.SIDE,) * 2), domain=style)
+                yield Item.of(path=path, boxes=(name, own, (scenes.SIDE,) * 2, ()), domain=style)
         elif scene.kind == "several":  # one to four copies of a drawing are counted; the group is the drawn concept
             count, concept = len(scene.pieces), scene.concepts[0].name
             yield Item.of(path=path, target=count, label=NUMBERS[count - 1], domain=style, group=concept)

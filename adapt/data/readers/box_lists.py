@@ -48,7 +48,8 @@ class _Picture:
     part: str
     size: tuple[int, int]
     things: list[tuple[str, Edges]] = field(default_factory=list)
-    crowds: set[str] = field(default_factory=set)  # names of what has a box around many, so that none is known
+    crowds: dict[str, list[Edges]] = field(default_factory=dict)
+    """Boxes around many, by the name of what they are, of which then none is known."""
     turned: int = 1
     """The EXIF orientation of the image that boxes are given in."""
 
@@ -64,8 +65,8 @@ class _Picture:
                 )
             return cls(path, part, upright, turned=orientation(image) if stated == stored else 1)
 
-    def add(self, name: object, edges: Sequence[float]) -> None:
-        """Add a box. Raises AdaptError if it is empty, swapped, outside the image, or no number, or if it has no name.
+    def add(self, name: object, edges: Sequence[float], crowd: bool = False) -> None:
+        """Add the box of a thing or `crowd`. Raises AdaptError if empty, swapped, outside, no number, or nameless.
 
         Names are text or numbers, in which white space of any kind and length is one space.
         """
@@ -76,7 +77,11 @@ class _Picture:
                 f"the box has x from {edges[0]:g} to {edges[2]:g} and y from {edges[1]:g} to {edges[3]:g}; expected "
                 f"0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}, the size of {self.path!r}"
             )
-        self.things.append((_words(name), turned_edges((box[0], box[1], box[2], box[3]), size, self.turned)))
+        name, upright = _words(name), turned_edges((box[0], box[1], box[2], box[3]), size, self.turned)
+        if crowd:
+            self.crowds[name].append(upright)
+        else:
+            self.things.append((name, upright))
 
 
 def _words(name: object) -> str:
@@ -100,7 +105,7 @@ def _row(problems: list[str], where: str, row: object) -> Iterator[None]:
 
 
 def _coco(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
-    """Return the images of COCO's annotations, without boxes around crowds."""
+    """Return the images of COCO's annotations."""
     where, folder = f"COCO {source!r}", os.path.abspath(root or os.path.dirname(source))
     with readable(where):
         content = json.loads(read_text(source))
@@ -129,12 +134,12 @@ def _coco(source: str, root: str | None, problems: list[str]) -> list[_Picture]:
                     raise AdaptError(f"{key} is {own}; expected an id that is listed, such as {other}, as it is there")
             if not (picture := pictures[row["image_id"]]):
                 continue
-            if int(row.get("iscrowd") or 0):
-                picture.crowds.add(_words(names[row["category_id"]]))
-            elif "bbox" in row:
+            if crowd := int(row.get("iscrowd") or 0) > 0:
+                picture.crowds.setdefault(_words(names[row["category_id"]]), [])
+            if "bbox" in row:
                 x, y, width, height = map(float, row["bbox"])
-                picture.add(names[row["category_id"]], (x, y, x + width, y + height))
-            else:
+                picture.add(names[row["category_id"]], (x, y, x + width, y + height), crowd)
+            elif not crowd:
                 polygons = [value for polygon in row["segmentation"] for value in polygon]
                 picture.add(names[row["category_id"]], _bounds(polygons))
     return [picture for picture in pictures.values() if picture]
@@ -259,8 +264,8 @@ def read_boxes(spec: str, root: str | None = None, ratios: Sequence[float] = par
             lacking = [name for name in names if name not in picture.crowds]
             none = {lacking[at % len(lacking)]: list[Edges]()} if lacking else {}
             for name, boxes in (grouped(picture.things) or none).items():
-                item = Item.of(path=picture.path, group=picture.path, boxes=(name, boxes, picture.size))
-                rows.append(Listed(item, picture.part))
+                cell = name, boxes, picture.size, picture.crowds.get(name, ())
+                rows.append(Listed(Item.of(path=picture.path, group=picture.path, boxes=cell), picture.part))
         for name, edges in () if asks else picture.things:
             item = Item.of(path=region(picture.path, edges), group=picture.path, label=name)
             rows.append(Listed(item, picture.part))

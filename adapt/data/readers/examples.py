@@ -62,7 +62,7 @@ def _after_examples(part: str, items: tuple[Item, ...], count: int, named: float
         known = ((other.boxes, other.size) for other in examples)
         unknown = "".join(draws.choice("bdfgklmnprstvz") + draws.choice("aeiou") for _ in range(3))
         name = label.name if draws.random() < named else unknown
-        chat: Any = Item.of(path=item.path, boxes=(name, label.boxes, label.size, *known))
+        chat: Any = Item.of(path=item.path, boxes=(name, label.boxes, label.size, label.crowds, *known))
         asked.append(replace(item, paths=(item.path, *paths), label=replace(chat.label, thing=label.name)))
     return tuple(asked)
 

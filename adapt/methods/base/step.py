@@ -177,8 +177,8 @@ class ImageStep(Step):
     """Logarithms of the probabilities `(m, b, n)` by the members of an average, once the logits are computed; where an
     image can have several classes, those of the presence and of the absence of each, `(m, b, n, 2)`."""
 
-    distances: Tensor | None = None
-    """Distances `(b, rows, columns)` of the images' patches to a memory, once a method has computed them."""
+    compared: tuple[Tensor, Tensor] | None = None
+    """Distances `(b, rows, columns)` of patches to a memory, and scores `(b,)`, once a method has computed them."""
 
     def __init__(
         self, model: ImageModel[Any], inputs: Tensor | Encoded | BlockInputs | Bags, labels: Tensor | None = None
