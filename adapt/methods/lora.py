@@ -454,8 +454,6 @@ def kept(shape: torch.Size, p: float) -> Tensor:
 
 
 class _Masked(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, mask: Tensor, scale: float) -> Tensor:
         return x * mask.to(x.dtype).mul_(scale)

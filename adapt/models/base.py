@@ -110,18 +110,13 @@ class Adapted(nn.Module, Generic[B]):
         return copied_alone(self, self.method if isinstance(self.backbone, _Unwrapped) else self.backbone.model, memo)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({'; '.join(self._said())})"
+        on = "unwrapped" if isinstance(self.backbone, _Unwrapped) else f"on {self.backbone.describe()}"
+        classes = f" classes ({len(self.class_names):,}): {first_of(self.class_names)};" * bool(self.class_names)
+        trained = sum(each.numel() for each in self.method.trains() if each.requires_grad)
+        return f"{type(self).__name__}({self.method.name} {on};{classes} {trained:,} numbers train)"
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
-        return "<br>".join(map(html.escape, (type(self).__name__, *self._said())))
-
-    def _said(self) -> Iterator[str]:
-        unwrapped = isinstance(self.backbone, _Unwrapped)
-        yield f"{self.method.name}, unwrapped" if unwrapped else f"{self.method.name} on {self.backbone.describe()}"
-        if self.class_names:
-            yield f"classes ({len(self.class_names):,}): {first_of(self.class_names)}"
-        yield f"{sum(each.numel() for each in self.method.trains() if each.requires_grad):,} numbers train"
+        return f"<code>{html.escape(repr(self))}</code>"
 
     if TYPE_CHECKING:  # torch declares that a call returns Any
 

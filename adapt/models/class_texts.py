@@ -195,8 +195,7 @@ class ClassTexts:
     def remembered(self, edits: Sequence[Edit], budget: int) -> Tensor:
         """Return the features of `encode` without gradient, recomputed only if weights, edits or precision changed.
 
-        Features are always recomputed while the tower has hooks, which may observe or change the computation, and
-        inside the transforms of `torch.func`, whose tensors last no longer than the transform.
+        Features are always recomputed in transforms of `torch.func`, and with hooks, which may change the computation.
         """
         hooked = self._hooked()  # a walk through the tower
         if hooked or torch._C._are_functorch_transforms_active():

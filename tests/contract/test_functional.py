@@ -44,7 +44,7 @@ def test_gradients_and_batches_of_parameters(
 
 def test_gradients_under_dropout(open_clip: Backbone, images: Tensor, labels: Tensor) -> None:
     model = build("lora", open_clip).train()
-    parameters = dict(model.named_parameters())
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
 
     def loss(values: dict[str, Tensor]) -> Tensor:
         torch.manual_seed(5)
@@ -61,6 +61,8 @@ def test_an_error_inside_a_transform(open_clip: Backbone, images: Tensor, labels
     model = build("lora", open_clip)
     expected = model(images)
     with failing(open_clip.towers["vision"].blocks[-1].scale1), pytest.raises(Fault):
-        grad(lambda values: functional_call(model, values, (images,)).sum())(dict(model.named_parameters()))
+        grad(lambda values: functional_call(model, values, (images,)).sum())(
+            {name: value.detach() for name, value in model.named_parameters()}
+        )
     assert_untouched(open_clip.model, before)
     assert torch.equal(model(images), expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -72,7 +74,7 @@ def test_a_model_frozen_has_no_gradient_but_passes_one_on() -> None:
 
 def test_flags_come_back_when_one_cannot_be_set() -> None:
     class Fixed(nn.Module):
-        def __setattr__(self, name: str, value: object) -> None:
+        def __setattr__(self, name: str, value: Any) -> None:
             if name == "training" and value is False:
                 raise ValueError("stays in training")
             super().__setattr__(name, value)
