@@ -31,6 +31,35 @@ GDA = {"method.views": 0, "method.alpha": 1.0}
 EXCLUDED = {
     "check_array_api_input": "it checks estimators that compute on arrays of other libraries: skipped, not failed"
 }
+# the checks that the plain class cannot pass, each with its reason
+FAIL_ON_ROWS = dict.fromkeys(
+    (
+        "check_fit_score_takes_y",
+        "check_estimators_overwrite_params",
+        "check_dont_overwrite_parameters",
+        "check_estimators_fit_returns_self",
+        "check_readonly_memmap_input",
+        "check_positive_only_tag_during_fit",
+        "check_estimators_dtypes",
+        "check_pipeline_consistency",
+        "check_estimators_pickle",
+        "check_f_contiguous_array_estimator",
+        "check_classifiers_classes",
+        "check_classifiers_train",
+        "check_methods_sample_order_invariance",
+        "check_methods_subset_invariance",
+        "check_fit2d_1feature",
+        "check_dict_unchanged",
+        "check_fit_idempotent",
+        "check_fit_check_is_fitted",
+    ),
+    "it fits rows of numbers, of which none is an image",
+) | {
+    "check_estimator_sparse_tag": "it fits a sparse matrix, which holds no images",
+    "check_estimator_sparse_array": "it fits a sparse matrix, which holds no images",
+    "check_estimator_sparse_matrix": "it fits a sparse matrix, which holds no images",
+    "check_classifier_data_not_an_array": "it fits an object that is neither a list nor an array of images",
+}
 
 
 class OnRows(Classifier):
@@ -78,6 +107,22 @@ def test_the_checks_of_scikit_learn_pass_on_rows_that_are_painted(model_folder: 
     results = check_estimator(estimator, on_fail=None, on_skip=None)
     assert {each["check_name"] for each in results if each["status"] != "passed"} == set(EXCLUDED)
     assert len(results) > 50
+
+
+class SaysItTakesRows(Classifier):
+    """The plain estimator with another tag, without which `check_estimator` runs no check at all."""
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = True
+        return tags
+
+
+def test_the_checks_of_scikit_learn_run_on_the_plain_class_as_far_as_images_allow() -> None:
+    estimator = SaysItTakesRows("linear_probe", "mini-clip", overrides={"method.strength": 1e4})
+    results = check_estimator(estimator, expected_failed_checks=FAIL_ON_ROWS, on_skip=None)  # raises for any other
+    assert {each["check_name"] for each in results if each["status"] == "xfail"} == set(FAIL_ON_ROWS)
+    assert sum(each["status"] == "passed" for each in results) > 15
 
 
 def test_the_estimator_itself_takes_images_and_no_rows() -> None:

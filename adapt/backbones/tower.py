@@ -22,7 +22,7 @@ BlockOutput = Tensor | tuple[Tensor, *tuple[object, ...]]  # the output of a blo
 Pooling = Literal["end", "last", "class", "mean", "map", "none"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # rows cannot be compared, and torch's compiler asks for a hash of half an object
 class Projection:
     """One linear map of a block, such as q or fc1, whose weight consists of all rows or some rows of a module's weight.
 

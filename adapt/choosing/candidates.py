@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -12,8 +12,7 @@ from adapt import methods
 from adapt.backbones.base import Backbone
 from adapt.backbones.joined import JoinedDualEncoder
 from adapt.backbones.vision_encoder import VisionEncoder
-from adapt.methods.base import Method
-from adapt.methods.base.traits import DrawsMaps, OverSet, Projects, ReadsHeads, Stream, has_trait, reads_unlabelled
+from adapt.methods.base import Method, traits
 from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair
 from adapt.recipe.shipped import find_recipe, known_recipes, of_method, short
@@ -68,27 +67,25 @@ class Candidate:
 
 
 def candidates(
-    source: str, changes: dict[str, object], every: bool, backbone: Backbone, task: Task, unlabelled: bool = False
+    source: str, changes: dict[str, object], every: bool, backbone: Backbone, task: Task, has: Set[str] = frozenset()
 ) -> list[Candidate]:
     """Return the candidates to compare on `source` and `backbone`, the cheapest first; `changes` apply to all recipes.
 
     The candidates are the methods without training steps, the methods that train on cached features, and the methods
     whose recipes ask to be compared. If `every` is true, the methods that train through a tower are added. Methods are
     excluded if their answers are not what the `task` of the data scores, if they predict from several views of an
-    image or from earlier images, if they learn from texts alone, or if they localise anomalies, and unless there are
-    `unlabelled` images, if they learn from those.
+    image or from earlier images, if they learn from texts alone, or if they localise anomalies. Methods that learn from
+    unlabelled images need "unlabelled" in `has`, and methods that pool items of several images "bags".
     """
     known = {name.partition("/")[0] for name in known_recipes()} & set(methods.names())
     other = {*_OTHER, *(name for kind, name in _OF_KINDS.items() if not isinstance(backbone, kind))}
     names = [name for method in sorted(known) for name in of_method(method) if name.partition("/")[2] not in other]
-    listed = [
-        each for name in names for each in _of_recipe(short(name), source, changes, every, backbone, task, unlabelled)
-    ]
+    listed = [each for name in names for each in _of_recipe(short(name), source, changes, every, backbone, task, has)]
     return sorted(listed, key=lambda each: each.order)
 
 
 def _of_recipe(
-    name: str, source: str, changes: dict[str, object], every: bool, backbone: Backbone, task: Task, unlabelled: bool
+    name: str, source: str, changes: dict[str, object], every: bool, backbone: Backbone, task: Task, has: Set[str]
 ) -> list[Candidate]:
     file, listed = find_recipe(name), list[Candidate]()
     variants: dict[str, dict[str, object]] = {name: {}} | file.variants
@@ -96,13 +93,17 @@ def _of_recipe(
     for title, settings in variants.items():
         recipe = read_recipe(name, list((settings | changes).items()), source)
         method = recipe.new_method()
-        own_space = not has_trait(method, Projects)
-        one_image = not (method.views or has_trait(method, Stream) or has_trait(method, OverSet))
-        learned = task.compares(method) and not has_trait(method, DrawsMaps)
+        own_space = not traits.has_trait(method, traits.Projects)
+        one_image = not (
+            method.views or traits.has_trait(method, traits.Stream) or traits.has_trait(method, traits.OverSet)
+        )
+        learned = task.compares(method) and not traits.has_trait(method, traits.DrawsMaps)
         of_classes = recipe.train is None or recipe.train.objective == "cross-entropy" or task.has_class_loss
         fits = of_classes and backbone.kind in method.serves and method.touches <= backbone.towers.keys()
-        fits &= not has_trait(method, ReadsHeads) or bool(getattr(backbone, "heads", None))
-        if not (own_space and one_image and learned and fits) or (reads_unlabelled(method) and not unlabelled):
+        fits &= not traits.has_trait(method, traits.ReadsHeads) or bool(getattr(backbone, "heads", None))
+        fits &= "unlabelled" in has or not traits.reads_unlabelled(method)
+        fits &= "bags" in has or not traits.has_trait(method, traits.PoolsBags)
+        if not (own_space and one_image and learned and fits):
             continue
         if recipe.train is None:  # a method that edits a tower still takes steps of its own
             cost = Cost.STEPS_ON_FEATURES if method.touches else Cost.NO_STEP

@@ -297,10 +297,11 @@ class Comparison:
         behind, error = _difference(best_scores.merits, scores.merits, [best.groups[number] for number in held])
         if behind <= errors * error:
             return ""
-        figure, points = scores.compared_by, " points" * scores.compared_by.share
-        if behind < 0:
-            return f"only {figure.text(-behind)}{points} better than {best.name}"
-        return f"{figure.text(behind)}{points} behind {best.name}"
+        figure, shown = scores.compared_by, scores.compared_by.text(abs(behind))
+        if shown == figure.text(0.0):
+            return f"no better than {best.name}"
+        points = " points" * figure.share
+        return f"only {shown}{points} better than {best.name}" if behind < 0 else f"{shown}{points} behind {best.name}"
 
     def _scores(self, answers: Tensor, places: Sequence[int]) -> Scores:
         items = [self._split.train[place] for place in places]

@@ -25,6 +25,7 @@ from adapt.common.errors import AdaptError, missing
 from adapt.common.plain import JsonObject, dump
 from adapt.common.progress import counting_bar
 from adapt.common.shown import first_of, readable_bytes
+from adapt.data.bags import has_bags
 from adapt.data.decoding.cache import unchanging_images
 from adapt.data.split import Split, usual_count
 from adapt.evaluation.learning_curve import LearningCurve
@@ -318,9 +319,10 @@ def recommend(
         kept = None if folder is None else _folder_of_folds(folder, encoders.values(), split, resume)
         comparison = Comparison(split, encoders, folds or usual_count(split.train), seed, kept)
         slower = every or budget is not None
+        has = {*["unlabelled"] * bool(split.unlabelled), *["bags"] * has_bags(split.items())}
         listed = list[Candidate]()
         for name, encoder in encoders.items() if comparison.items else ():
-            arguments = data, changes | {"backbone": name}, slower, encoder, task, bool(split.unlabelled)
+            arguments = data, changes | {"backbone": name}, slower, encoder, task, has
             listed += [each.on(name) if len(encoders) > 1 else each for each in candidates(*arguments)]
         listed.sort(key=lambda each: each.order)
         with ExitStack() as stack:

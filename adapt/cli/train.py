@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import FrameType
@@ -329,10 +330,20 @@ def recommend(
         if out is not None:
             click.echo(f"run        {out}", err=True)
         click.echo("Reading the images, and comparing methods on the training images ...", err=True)
+    from adapt.backbones.sources import NotHere, best_here
     from adapt.choosing.recommendation import recommend as run
 
+    compare = partial(run, data, out=out, resume=resume, device=device or AUTO, progress=not quiet)
     try:
-        recommendation = run(data, out=out, resume=resume, device=device or AUTO, progress=not quiet, **options)
+        try:
+            recommendation = compare(**options)
+        except NotHere as error:
+            if options["backbone"] or quiet or not sys.stdin.isatty():
+                raise
+            options["backbone"] = (best := best_here(),)
+            click.confirm(f"{error}\nCompare methods on {best}, which is here?", default=True, abort=True, err=True)
+            common.say_backbone(best, data)
+            recommendation = compare(**options)
     except KeyboardInterrupt:
         more = "--resume" if named else f"--out={out} --resume"
         saved = f"; continue with the same command and {more}" if out and out.exists() else ""

@@ -148,7 +148,9 @@ def _read(block: Block, replaced: Mapping[str, nn.Module], normed: Tensor, rows:
 
 
 def _stand_in(module: nn.Module, projection: Projection) -> StandIn | None:
-    """Return the `StandIn` layer in `module` that computes the frozen `projection`, or None if there is none."""
+    """Return the `StandIn` layer in `module` that computes the frozen `projection`, or None if none can be given it."""
+    if torch.compiler.is_dynamo_compiling():  # which would break its graph at what a stand-in is given
+        return None
     own = projection.module, projection.rows
     stand_ins = (part for part in module.modules() if type(part) is StandIn)
     return next((part for part in stand_ins if (part.projection.module, part.projection.rows) == own), None)
@@ -157,7 +159,8 @@ def _stand_in(module: nn.Module, projection: Projection) -> StandIn | None:
 def _mlp(block: Block, replaced: Mapping[str, nn.Module], x: Tensor) -> Tensor:
     fc1, fc2 = block.projections["fc1"], block.projections["fc2"]
     changed = replaced.keys() & {"fc1", "fc2"} or fc1.quantized or fc2.quantized
-    if not block.quick_gelu or changed or torch.is_autocast_enabled(x.device.type):
+    transformed = torch._C._are_functorch_transforms_active()  # by torch.func, for which `_QuickMLP` has no rules
+    if not block.quick_gelu or changed or transformed or torch.is_autocast_enabled(x.device.type):
         return replaced.get("fc2", fc2)(block.act(replaced.get("fc1", fc1)(x)))
     made: Tensor = _QuickMLP.apply(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,6 +23,7 @@ from adapt.backbones.preprocess import Transform
 from adapt.common import plain
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
+from adapt.common.shown import first_of
 from adapt.common.untraced import untraced
 from adapt.data.bags import is_bag
 from adapt.data.decoding.images import each_of, open_image, picture_batches
@@ -106,6 +108,15 @@ class Adapted(nn.Module, Generic[B]):
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         # an unwrapped model has no turns to wait for
         return copied_alone(self, self.method if isinstance(self.backbone, _Unwrapped) else self.backbone.model, memo)
+
+    def __repr__(self) -> str:
+        on = "unwrapped" if isinstance(self.backbone, _Unwrapped) else f"on {self.backbone.describe()}"
+        classes = f" classes ({len(self.class_names):,}): {first_of(self.class_names)};" * bool(self.class_names)
+        trained = sum(each.numel() for each in self.method.trains() if each.requires_grad)
+        return f"{type(self).__name__}({self.method.name} {on};{classes} {trained:,} numbers train)"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{html.escape(repr(self))}</code>"
 
     if TYPE_CHECKING:  # torch declares that a call returns Any
 

@@ -195,10 +195,10 @@ class ClassTexts:
     def remembered(self, edits: Sequence[Edit], budget: int) -> Tensor:
         """Return the features of `encode` without gradient, recomputed only if weights, edits or precision changed.
 
-        Features are always recomputed while the tower has hooks, which may observe or change the computation.
+        Features are always recomputed in transforms of `torch.func`, and with hooks, which may change the computation.
         """
         hooked = self._hooked()  # a walk through the tower
-        if hooked:
+        if hooked or torch._C._are_functorch_transforms_active():
             self.forget()
             with torch.inference_mode(False), torch.no_grad():
                 return self._encoded(edits, budget, hooked)

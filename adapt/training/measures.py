@@ -92,16 +92,16 @@ def note_harm(metrics: JsonObject, history: list[LogEntry]) -> None:
         return
     last = [entry["accuracy"] for entry in history[-len(history) // 10 :] if "accuracy" in entry]  # the last tenth
     fitted = sum(last) / len(last) if last else None
+    ends = metrics["adapted"].get("intervals", {}).get(figure)
+    chance = ", which may be chance" * bool(ends and unadapted <= ends[1])
     if fitted is None:
-        advice = "try other settings of the method or more shots"
+        advice = "judge by more test images" if chance else "try other settings of the method or more shots"
     elif fitted > 0.6:
         advice = f"it fits its training images ({100 * fitted:.1f} % right at the end), so try fewer epochs, a lower "
         advice += "train.lr or more shots"
     else:
         advice = f"it does not fit its training images yet ({100 * fitted:.1f} % right at the end), so try more epochs "
         advice += "or another train.lr"
-    ends = metrics["adapted"].get("intervals", {}).get(figure)
-    chance = ", which may be chance" * bool(ends and unadapted <= ends[1])
     logger.warning(
         "the %s of the adapted model is %.1f %%, below the %.1f %% of %s%s: %s, and compare on validation images",
         title, 100 * adapted, 100 * unadapted, metrics["baseline"], chance, advice,

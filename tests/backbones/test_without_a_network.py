@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +12,8 @@ from huggingface_hub.utils import _http
 
 import adapt
 from adapt import AdaptError
+from adapt.backbones import sources
+from adapt.choosing import recommendation
 from adapt.cli import main
 from adapt.common.hub import asked_once
 from adapt.data import Split
@@ -69,6 +72,38 @@ def test_commands_refuse_before_an_image_is_opened_and_name_both_ways_on(
     assert "--backbone efficientnet-lite0 (of the extra lite: trained on photographs, reads no words)" in said
     assert "--backbone mini-clip (trained on drawings, reads words)" in said
     assert not out.exists()
+
+
+def test_recommend_offers_the_best_backbone_that_is_here(
+    waits: list[float], tmp_path: Path, tiny_split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, item in enumerate(tiny_split.train):
+        path = tmp_path / "photos" / item.answer / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(Path(item.path).read_bytes())
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda self: self.name == "<stdin>", raising=False)
+    assert sources.best_here() == "efficientnet-lite2"
+    monkeypatch.setattr(sources, "find_spec", lambda package: None)  # as without the extra lite
+    asked, compare = list[tuple[str, ...]](), recommendation.recommend
+
+    def compared(data: str, **options: Any) -> Any:
+        asked.append(options["backbone"])
+        if options["backbone"]:
+            raise AdaptError("as far as this test goes")
+        return compare(data, **options)
+
+    monkeypatch.setattr(recommendation, "recommend", compared)
+    command = ["recommend", str(tmp_path / "photos"), f"--out={tmp_path / 'out'}"]
+    refused = CliRunner().invoke(main, command, input="n\n")
+    assert refused.exit_code == 1
+    assert "the hub does not answer" in refused.stderr
+    assert "Compare methods on mini-clip, which is here? [Y/n]" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    taken = CliRunner().invoke(main, command, input="\n")
+    assert taken.stderr.endswith("Error: as far as this test goes\n")
+    assert asked == [(), (), ("mini-clip",)]
+    with_name = CliRunner().invoke(main, [*command, "--backbone=open_clip:ViT-B-32/openai"], input="\n")
+    assert "Compare methods on" not in with_name.stderr  # who names one is not asked for another
 
 
 def test_a_hub_that_answers_is_asked_as_ever(hub) -> None:

@@ -67,6 +67,11 @@ def test_on_a_vision_encoder_methods_need_no_class_names_and_no_text_tower() -> 
     assert not {name for name in _listed(every=True) if name.endswith("/vision")}
 
 
+def test_methods_that_pool_images_are_compared_if_an_item_has_several() -> None:
+    with_items = {each.name for each in candidates("emoji", CHANGES, False, CLIP, TASK, {"bags"})}
+    assert with_items - _listed().keys() == {"abmil"}
+
+
 def test_photos_of_ones_own_are_encoded_once(tmp_path: Path) -> None:
     """As they are; of a published set a recipe that crops afresh takes ten views of each, encoded once."""
     own = {
@@ -249,6 +254,7 @@ def test_a_method_is_dropped_once_it_cannot_be_chosen(monkeypatch: pytest.Monkey
     # without steps it may be behind by two standard errors
     assert isinstance(planned.race("lda", [0.45, 0.45, 0.5, 0.5, 0.5], half)[0], Compared)
     assert dropped("lda", 0.45, 0.2) == "some points behind gda on the first 2 folds"
+    assert dropped("clap", 0.6, 0.4) == "no better than gda on the first 2 folds"
 
 
 @pytest.mark.full

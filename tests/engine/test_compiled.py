@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import tiny_llms
 import torch
 from cases import build
-from checks import scaled
+from checks import perturb, scaled
 from selection import by_turns
 from torch import Tensor
 
@@ -47,7 +48,7 @@ def test_functions_that_are_not_traced_run_as_they_are() -> None:
 
 
 @pytest.mark.full
-@by_turns(("method", "fast"), [("maple", None), ("lora", False), ("das", False)])
+@by_turns(("method", "fast"), [("maple", None), ("coop", None), ("lora", None), ("lora", False), ("das", False)])
 @pytest.mark.parametrize("backbone", ["open_clip", "hf_clip"], indirect=True)
 def test_a_second_compiled_model_computes_its_own_edits(
     method: str, fast: bool | None, backbone: Backbone, images: Tensor
@@ -71,3 +72,22 @@ def test_an_unedited_tower_is_compiled(open_clip: Backbone, images: Tensor) -> N
         expected = model(images)
         assert scaled(torch.compile(model, backend=counter)(images), expected) < 1e-5
     assert counter.op_count > 20
+
+
+def test_low_rank_updates_are_compiled_with_their_tower(open_clip: Backbone, images: Tensor) -> None:
+    counter = torch._dynamo.testing.CompileCounter()
+    model = perturb(adapt.wrap(open_clip, adapt.methods.LoRA(towers=("vision",)), ("goldfish", "toy"))).eval()
+    with torch.no_grad():
+        expected = model(images)
+        assert scaled(torch.compile(model, backend=counter)(images), expected) < 1e-5
+    assert counter.op_count > 20
+
+
+@pytest.mark.full
+def test_a_decoder_with_updates_by_images_is_compiled() -> None:
+    images, questions = torch.randn(2, 3, 32, 32), ["what is it ?", "how many ?"]
+    vlora = adapt.methods.VLoRA(dim=16, depth=1, rank=2, heads=2)
+    model = perturb(adapt.wrap(tiny_llms.vision_llm("llama"), vlora)).eval()
+    with torch.no_grad():
+        expected = model(images, questions)
+        assert scaled(torch.compile(model, backend="eager")(images, questions), expected) < 1e-5

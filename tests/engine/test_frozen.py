@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import nn
 
@@ -67,3 +70,18 @@ def test_a_model_frozen_has_no_gradient_but_passes_one_on() -> None:
         model(x).sum().backward()
     assert x.grad is not None
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_flags_come_back_when_one_cannot_be_set() -> None:
+    class Fixed(nn.Module):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "training" and value is False:
+                raise ValueError("stays in training")
+            super().__setattr__(name, value)
+
+    model = nn.Sequential(make(), Fixed()).train()
+    before = flags(model)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="stays in training"), frozen(model):
+            pass
+        assert flags(model) == before

@@ -265,3 +265,15 @@ def test_a_method_is_the_same_whatever_torchs_default_type_is(name: str, open_cl
     one, other = built
     assert all(other[key].dtype == value.dtype and torch.equal(other[key], value) for key, value in one.items())
     assert one
+
+
+def test_what_a_model_says_of_itself(open_clip: Backbone) -> None:
+    names = ["<cat>", "dog", *(f"toy {i}" for i in range(8))]
+    model = adapt.wrap(open_clip, adapt.methods.CoOp(n_ctx=2), names)
+    numbers = f"{2 * open_clip.tower('text').width} numbers train"
+    classes = "classes (10): <cat>, dog, toy 0, toy 1, toy 2 and 5 more"
+    assert repr(model) == f"AdaptedModel(coop on {open_clip.describe()}; {classes}; {numbers})"
+    assert model._repr_html_() == f"<code>{repr(model).replace('<cat>', '&lt;cat&gt;')}</code>"
+    model.unwrap()
+    assert repr(model) == f"AdaptedModel(coop unwrapped; {classes}; {numbers})"
+    assert "0 numbers train" in repr(adapt.wrap(open_clip, adapt.methods.ZeroShot(), names))

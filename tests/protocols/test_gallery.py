@@ -73,6 +73,18 @@ def test_each_list_has_its_pictures(run: Path, split: Split, tmp_path: Path) -> 
     assert "All 2 in suspects.csv." in html
 
 
+def test_methods_that_were_left_out_stand_in_one_table_behind_a_click(run: Path) -> None:
+    left_out = {"<clap>": "no better than gda on the first fold"} | {f"method {i}": "too slow" for i in range(18)}
+    (run / "recommendation.json").write_text(json.dumps(RECOMMENDED | {"left_out": left_out}))
+    html = report([run])
+    [table] = re.findall(
+        r"<details><summary>Left out: 19 methods</summary>\s*<table>(.*?)</table></details>", html, re.S
+    )
+    assert table.count("<tr>") == 20
+    assert "<tr><td>&lt;clap&gt;</td><td>no better than gda on the first fold</td></tr>" in table
+    assert "was left out" not in html
+
+
 def _without_lists(run: Path, tmp_path: Path) -> Path:
     plain = tmp_path / "plain"
     shutil.copytree(run, plain, ignore=lambda _, names: [f"{each}.csv" for each in LISTS if f"{each}.csv" in names])

