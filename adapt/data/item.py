@@ -189,7 +189,7 @@ class LabelKind:
         return torch.tensor([place[item.label.class_names[0]] for item in items], dtype=torch.long)
 
     def shares(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """Return the class distributions of the items `(n, c)`, whose rows sum to 1 and are one-hot by default."""
+        """Return the class distributions `(n, c)` of the items, one-hot by default; of several classes each has a 1."""
         import torch
         import torch.nn.functional as F
 

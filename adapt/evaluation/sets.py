@@ -20,7 +20,7 @@ from adapt.evaluation.intervals import Interval
 from adapt.methods.base.traits import Grades, OverSet, Stream, has_trait
 from adapt.models.base import Adapted
 from adapt.models.image_model import ImageModel
-from adapt.models.sets import MOST, RESIDUAL, Calibration, Score, Sets
+from adapt.models.sets import EVERY, MOST, RESIDUAL, Calibration, OfImages, Score, Sets
 
 logger = logging.getLogger("adapt")
 LEVEL = 0.9  # of which the promise is told
@@ -42,15 +42,14 @@ def calibrated(
     Nothing may have been chosen on the images either, such as a number of epochs, a setting or a temperature.
     `learned` are the ids (`file_id`) of images that it has, or that something was chosen on.
 
-    Raises AdaptError if the model neither chooses one of several classes for each image by itself nor predicts a
-    number, if an image was learned from or lacks a class of the model, and for more than 25,000 images.
+    Raises AdaptError if the model neither chooses classes for each image by itself nor predicts a number, if an image
+    was learned from or lacks a class of the model, and for more than 25,000 images.
     """
     numbers, bags = _numbers(model, items), has_bags(items)
-    if numbers is not None and (score or by_class or together):
-        raise AdaptError(
-            f"{model.method.name} predicts a number, whose interval is by the errors of numbers: leave out score, "
-            "by_class and together"
-        )
+    if (model.answers.several or numbers is not None) and (score or by_class or together):
+        how = "a number, whose interval is by the errors of numbers"
+        how = how if numbers is not None else "several labels, whose sets are by the least probable one of an image"
+        raise AdaptError(f"{model.method.name} predicts {how}: leave out score, by_class and together")
     if together and (bags or not isinstance(model, ImageModel) or has_trait(model.method, OverSet)):
         raise AdaptError(
             "sets of images that are answered together are by the logits of single images, each by itself: leave "
@@ -70,14 +69,14 @@ def calibrated(
     inference, told = inference or Inference(), (model.settings_id, items_id(items), bags)
     if numbers is not None:
         return Sets.of(task.answers(model, items, inference)[:, 0], numbers, groups, RESIDUAL, False, *told)
-    labels = task.numbers(items, model.class_names)
-    score = score or "lac"
+    labels = task.labels(items, model.class_names)
+    by: OfImages = score or (EVERY if task.several else "lac")
     if together:
         number = {group: at for at, group in enumerate(dict.fromkeys(groups))}
         logits = inference.all_logits(model, items).float()
         kept = Calibration(logits, labels, torch.tensor([number[group] for group in groups]))
-        return Sets(score, by_class, (), (), *told, kept).beside(logits[:0])[0]
-    return Sets.of(task.answers(model, items, inference), labels, groups, score, by_class, *told)
+        return Sets(by, by_class, (), (), *told, kept).beside(logits[:0])[0]
+    return Sets.of(task.answers(model, items, inference), labels, groups, by, by_class, *told)
 
 
 def groups_of(items: Sequence[Item]) -> list[str]:
@@ -128,10 +127,10 @@ def measured(model: Adapted, items: Sequence[Item], level: float, inference: Inf
             answers = answers.exp()
         else:
             answers = (of_members if sets.crossed else task.answers)(model, items, inference)
-        held, labels = sets.hold(answers, level), task.numbers(items, model.class_names)
-        right, sizes = held.gather(1, labels[:, None])[:, 0], held.sum(1)
-        for label in labels.unique().tolist():
-            of_classes[model.class_names[label]] = float(right[labels == label].double().mean())
+        held, truth = sets.hold(answers, level), task.shares(items, model.class_names).bool()
+        right, sizes = (held | ~truth).all(1), held.sum(1)
+        for label in truth.any(0).nonzero()[:, 0].tolist():
+            of_classes[model.class_names[label]] = float(held[truth[:, label], label].double().mean())
     return Coverage(
         level,
         float(right.double().mean()),
@@ -155,10 +154,12 @@ def _numbers(model: Adapted, items: Sequence[Item]) -> Tensor | None:
         if numbers is None or not tasks.of(items).compares(method):
             raise AdaptError(f"{method.name} predicts a number, and the data has none: use data with a column target")
         return numbers
-    if not model.class_names or not model.classifies or not items[0].task.one_class or model.answers.several:
+    task = items[0].task
+    fits = (task.one_class or task.several) and task.several == model.answers.several
+    if not model.class_names or not model.classifies or not fits:
         raise AdaptError(
-            f"sets are of classes, one of which is right for an image, but this {method.name} or the data is for "
-            f"{items[0].task.title}: use an adapter and data with one class per image"
+            f"sets are of classes, one or several of which are right for an image, but this {method.name} or the data "
+            f"is for {task.title}: use an adapter and data with one class per image, or both with several"
         )
     if has_trait(method, Stream):
         raise AdaptError(

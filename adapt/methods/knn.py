@@ -20,7 +20,7 @@ from torch import Tensor
 from adapt.backbones.base import ImageEncoder
 from adapt.methods.base import Choice, Training
 from adapt.methods.base.plain_classifier import PlainClassifier, PlainClassifierConfig
-from adapt.methods.base.traits import KeepsLabels
+from adapt.methods.base.traits import KeepsLabels, LearnsShares
 
 BESIDE = 0.05  # votes added for every class, so that the logarithm of no vote is finite
 TIE = 1e-3  # of a vote, times the cosine, is added: it decides only ties
@@ -34,10 +34,15 @@ class KNNConfig(PlainClassifierConfig):
     all votes are equal."""
     rows: int | None = Field(default=None, ge=1)
     """The number of training images in the adapter; training sets it."""
+    several: bool = False
+    """Whether an image may have several classes; training sets it."""
 
 
-class KNN(PlainClassifier, KeepsLabels):
-    """A nearest-neighbour classifier. `KNN(neighbours)` stores training `features` `(n, e)` and `labels` `(n,)`."""
+class KNN(PlainClassifier, KeepsLabels, LearnsShares):
+    """A nearest-neighbour classifier. `KNN(neighbours)` stores training `features` `(n, e)` and `labels` `(n,)`.
+
+    Of images with several classes, labels are bool `(n, n_classes)`, and the logits are each class's log-odds.
+    """
 
     name = "knn"
     title = "Nearest neighbours (Cover and Hart, 1967)"
@@ -45,30 +50,36 @@ class KNN(PlainClassifier, KeepsLabels):
     example = {"neighbours": 3, "rows": 6}
     choices = {"neighbours": Choice((1, 3, 5, 9, 17), usual=1, open_ended=False)}
     at_answer = frozenset({"neighbours", "temperature", "words"})
+    gives_odds = True
     features: Tensor
 
     def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self._classes, rows = len(class_names), self.config.rows or 0
         features = {"features": torch.zeros(rows, backbone.embed_dim)}
-        self.hold(features, torch.arange(rows) % self._classes, backbone.device)
+        labels = torch.arange(rows) % self._classes
+        labels = labels[:, None] == torch.arange(self._classes) if self.config.several else labels
+        self.hold(features, labels, backbone.device)
 
     def prepare(self, training: Training) -> None:
-        features = training.features("train")
-        self.hold({"features": features}, training.labels("train"), self.features.device)
-        self.config = self.config.model_copy(update={"rows": len(features)})
+        features, labels = training.features("train"), training.labels("train")
+        self.hold({"features": features}, labels, self.features.device)
+        self.config = self.config.model_copy(update={"rows": len(features), "several": labels.dim() == 2})
 
     def scores(self, features: Tensor) -> Tensor:
-        """Return the logarithms `(b, n_classes)` of each class's fraction of the nearest neighbours' votes."""
+        """Return the logarithms `(b, n_classes)` of each class's fraction of the nearest neighbours' votes, or odds."""
         votes = self.votes(features) + BESIDE
-        return (votes / votes.sum(-1, keepdim=True)).log()
+        return (votes[:, 0] / votes[:, 1] if self.config.several else votes / votes.sum(-1, keepdim=True)).log()
 
     def votes(self, features: Tensor) -> Tensor:
-        """Return the votes `(b, n_classes)` for each class, which add up to about the number of neighbours."""
+        """Return the neighbours' votes `(b, n_classes)`; of several classes for and against, `(b, 2, n_classes)`."""
         count = min(int(self.setting("neighbours")), len(self.features))
         near = (features.to(self.features.dtype) @ self.features.T).topk(count)
         if self.config.temperature is None:
             votes = 1 + TIE * near.values
         else:
             votes = count * (near.values / self.config.temperature).softmax(-1)
+        labels = self.labels[near.indices]
+        if self.config.several:
+            return torch.stack([(votes[..., None] * each).sum(1) for each in (labels, ~labels)], 1)
         none = votes.new_zeros(votes.shape[0], self._classes)
-        return none.scatter_add(1, self.labels[near.indices], votes)
+        return none.scatter_add(1, labels, votes)

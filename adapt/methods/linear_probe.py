@@ -42,15 +42,26 @@ class LinearProbe(LinearClassifier, LearnsShares):
     title = "Linear probe: logistic regression (Radford et al., ICML 2021)"
     Config = LinearProbeConfig
     most_accurate = True
+    gives_odds = True
     choices = {"strength": Choice(STRENGTHS, usual=10.0)}
     example = {"strength": 10.0}
     _tolerance = EXACT
 
     def prepare(self, training: Training) -> None:
-        """Fit the classifier. An image with a soft label is used for each class with the label's value as weight."""
-        shares = training.shares("train")
+        """Fit the classifier. An image with a soft label is used for each class with the label's value as weight.
+
+        Several classes an image are learned one by one, each against its absence.
+        """
+        features, shares = training.features("train").double(), training.shares("train")
+        if training.labels("train").dim() == 2:
+            # half an image more with each class and without it, which is nowhere, so that no bias is infinite
+            features, shares = (torch.cat([own, own.new_zeros(2, own.shape[1])]) for own in (features, shares))
+            shares[-1], counts = 1, torch.ones(len(shares)).index_fill_(0, torch.tensor([-2, -1]), 0.5)
+            fits = [self.solve(features, own, counts) for own in shares.long().T]
+            self.set(*(torch.stack([there - absent for absent, there in each]) for each in zip(*fits, strict=True)))
+            return
         rows, labels = shares.nonzero(as_tuple=True)
-        self.set(*self.solve(training.features("train").double()[rows], labels, shares[rows, labels]))
+        self.set(*self.solve(features[rows], labels, shares[rows, labels]))
 
     @property
     def balanced(self) -> bool:

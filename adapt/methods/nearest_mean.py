@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.methods.base.plain_classifier import LinearClassifier, PlainClassifierConfig, class_means
+from adapt.methods.base.traits import LearnsShares
 
 
 class NearestMeanConfig(PlainClassifierConfig):
@@ -24,7 +25,7 @@ class NearestMeanConfig(PlainClassifierConfig):
     """How an image is compared with a class mean; Euclidean distances favour means of similar images."""
 
 
-class NearestMean(LinearClassifier):
+class NearestMean(LinearClassifier, LearnsShares):
     """A nearest-mean classifier with scaled class means as `weight` `(n_classes, e)` and a `bias` `(n_classes,)`.
 
     The logits are cosines, or half the negative squared distances up to a constant of the image, times the logit scale.

@@ -30,6 +30,8 @@ from adapt.common.shown import first_of
 
 Score = Literal["lac", "aps", "raps"]
 RESIDUAL: Final = "residual"  # the score of a number: how far it is from the true one
+EVERY: Final = "every"  # the score of several labels: LAC of the least probable one of an image
+OfImages = Score | Literal["residual", "every"]
 MOST = plain.NAMES  # calibration images in an adapter's header
 RAPS = {"penalty": 0.01, "free_ranks": 1}  # as in its paper's experiments on ImageNet
 _ROUNDING = 1e-9
@@ -56,7 +58,7 @@ class Sets:
     the calibration images among themselves.
     """
 
-    score: Score | Literal["residual"]
+    score: OfImages
     by_class: bool
     scores: tuple[tuple[float, ...], ...]
     sizes: tuple[tuple[int, ...], ...]
@@ -71,7 +73,7 @@ class Sets:
         answers: Tensor,
         truth: Tensor,
         groups: Sequence[Hashable],
-        score: Score | Literal["residual"],
+        score: OfImages,
         by_class: bool,
         settings: str,
         images_id: str = "",
@@ -81,11 +83,14 @@ class Sets:
     ) -> Sets:
         """Return the sets of a model from its answers to calibration images, and the truth about them `(n,)`.
 
-        Answers are probabilities `(n, c)`, or numbers `(n,)` for the score `residual`; the truth is labels or numbers.
+        Answers are probabilities `(n, c)`, or numbers `(n,)` for the score `residual`; the truth is labels or numbers,
+        or bool `(n, c)` for the score `every`, which of an image without a class is 0.
         Crossed sets need the fold of each image, which all images of a group share.
         """
         if score == RESIDUAL:
             own = (answers.double() - truth).abs().tolist()
+        elif score == EVERY:
+            own = scores_of(answers, score).masked_fill(~truth, 0).amax(1).tolist()
         else:
             own = scores_of(answers, score).gather(1, truth[:, None])[:, 0].tolist()
         part_of = truth.tolist() if by_class else list(folds) or [0] * len(own)
@@ -229,7 +234,7 @@ class Sets:
         if self.together:
             like = f"{like}, answered together as one batch (not one after another)"
         if not self.by_class:
-            holds, no_part = "the set holds the true class", "each class"
+            holds, no_part = f"the set holds {'every' if self.score == EVERY else 'the'} true class", "each class"
             if self.score == RESIDUAL:
                 holds, no_part = "the interval holds the true number", "high or low numbers alone"
             return f"{holds} for at least {kept} of {like}, on average over draws of such {noun}; not for {no_part}"
@@ -261,10 +266,10 @@ def transported(logits: Tensor, epsilon: float = 1.0, rounds: int = 3) -> Tensor
     return scaled + of_classes + of_images
 
 
-def scores_of(probabilities: Tensor, score: Score) -> Tensor:
+def scores_of(probabilities: Tensor, score: Score | Literal["every"]) -> Tensor:
     """Return the score of each class for each image `(b, c)` in fp64, larger for a less likely class."""
     probabilities = probabilities.double()
-    if score == "lac":
+    if score in ("lac", EVERY):
         return 1 - probabilities
     ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
     scores = ranked.cumsum(-1)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
-    from adapt.methods.base import Method, Terms
+    from adapt.methods.base import Terms
     from adapt.models.base import Adapted
-    from adapt.models.dual_encoder import AdaptedModel
+    from adapt.models.image_model import ImageModel
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Labels(Task):
 
     name = "labels"
     title = "several classes per image, or none"
+    backbones = frozenset({"dual encoder", "vision encoder"})
     example = "emoji-labels"
     items_are = "images with several classes each, or none"
     label_type = Several
@@ -82,9 +83,6 @@ class Labels(Task):
             for label in labels
         ]
 
-    def learned_by(self, method: Method | type[Method]) -> bool:
-        return self.name in method.tasks or method.learns_any_step
-
     def check_tested(self, model: Adapted, items: Sequence[Item]) -> None:
         """Raise AdaptError if no item has a class, so that there is no average precision."""
         if not any(item.class_names for item in items):
@@ -102,6 +100,9 @@ class Labels(Task):
         for row, item in zip(labels, items, strict=True):
             row[[place[name] for name in item.class_names]] = True
         return labels
+
+    def shares(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
+        return self.labels(items, class_names).double()
 
     def loss(self, step: Any) -> Terms:
         """Return the binary cross-entropy over all classes."""
@@ -129,16 +130,19 @@ class Labels(Task):
     ) -> None:
         """Fit the logit bias of each model, with which it predicts as many labels as the items have.
 
-        Both biases follow from the baseline's logits; those of `model` are taken to differ in their scale alone.
+        Both biases follow from the baseline's logits; those of `model` are taken to differ in their scale alone, or are
+        log-odds, which need no bias.
         """
         from adapt.evaluation.multi_label import prior_bias
+        from adapt.methods.base.traits import OwnClassifier, trait
 
-        backbone = cast("AdaptedModel", baseline).backbone  # a dual encoder, which the task requires
+        backbone = cast("ImageModel", baseline).backbone
         models = [baseline] if model is None else [baseline, model]
         scales, own = [each.method.logit_scale or backbone.logit_scale for each in models], backbone.logit_bias
         logits, truth = inference.all_logits(baseline, items), self.labels(items, baseline.class_names)
         for each, scale in zip(models, scales, strict=True):  # the bias that the logits contain is not scaled
-            bias = prior_bias((logits - own) * (scale / scales[0]) + own, truth)
+            odds = (classifier := trait(each.method, OwnClassifier)) is not None and classifier.gives_odds
+            bias = 0.0 if odds else prior_bias((logits - own) * (scale / scales[0]) + own, truth)
             each.answers = replace(each.answers, logit_bias=bias)
 
     def check_answers(self, model: Adapted) -> None:

@@ -20,6 +20,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.common.errors import AdaptError
@@ -58,7 +59,7 @@ def choose(training: Fitting, learned: bool = False) -> None:
 def _choose(training: Fitting, grid: Grid, choices: Mapping[str, Choice], learned: bool) -> None:
     if training.items("val"):
         how = f"on {len(training.items('val'))} validation images"
-        if grid.most_accurate and not isinstance(grid, Grades):
+        if grid.most_accurate and not isinstance(grid, Grades) and training.labels("val").dim() == 1:
             settings, accuracy = _most_accurate(training, grid, choices, learned)
         else:
             settings, accuracy, _ = _likeliest(grid, [training], choices, learned)
@@ -112,7 +113,8 @@ def _likeliest(
             values = _values(settings, choices)
             if grading is None:
                 logits = logits.cpu().float()
-                merits, own = _log_probabilities(logits, labels), logits.argmax(-1) == labels
+                merits, several = _log_probabilities(logits, labels), labels.dim() == 2
+                own = ((logits > 0) == labels).double().mean(-1) if several else logits.argmax(-1) == labels
             else:
                 own = -(grading.score(logits).cpu() - training.values("val")).abs()
                 merits = own[None]
@@ -133,18 +135,21 @@ def _likeliest(
 
 def _weights(grid: Grid, labels: Tensor) -> Tensor:
     """Return image weights `(n,)` with mean 1, either equal or inverse to the number of images of the class."""
-    if not grid.balanced:
+    if not grid.balanced or labels.dim() == 2:
         return torch.ones(len(labels), dtype=torch.double)
     weights = 1 / labels.bincount().double()[labels]
     return weights / weights.mean()
 
 
 def _log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the log-probability of each image's true class at each temperature, `(temperatures, n)`."""
+    """Return the log-probability of each image's true class, or classes, at each temperature, `(temperatures, n)`."""
     rows = max(1, AT_ONCE // (len(TEMPERATURES) * logits.shape[1]))
     parts = []
     for part, right in zip(logits.split(rows), labels.split(rows), strict=True):
         sharpened = part / TEMPERATURES[:, None, None]  # (temperatures, n, classes)
+        if labels.dim() == 2:
+            parts.append(F.logsigmoid(torch.where(right, sharpened, -sharpened)).sum(-1))
+            continue
         own = sharpened[:, torch.arange(len(right)), right]
         parts.append(own - sharpened.logsumexp(-1))
     return torch.cat(parts, 1)

@@ -118,7 +118,7 @@ class Fitting:
 
     def labels(self, part: Part) -> Tensor:
         items = self.items(part)
-        return tasks.of(items).numbers(items, self.model.class_names)
+        return tasks.of(items).labels(items, self.model.class_names)
 
     def shares(self, part: Part) -> Tensor:
         items = self.items(part)

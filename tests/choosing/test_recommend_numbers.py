@@ -118,7 +118,8 @@ def test_several_labels_are_compared_by_mean_average_precision(tmp_path: Path, m
     result = run(tmp_path / "list.csv", "--out", tmp_path / "out", "--set", "train.epochs=5")
     assert result.exit_code == 0, result.output
     assert {"zero_shot", "task_res", "coop", "clip_adapter"} <= {each.name for each in listed}
-    assert not {"lda", "gda", "knn", "tip_adapter", "ridge"} & {each.name for each in listed}
+    assert {"nearest_mean", "knn", "linear_probe"} <= {each.name for each in listed}
+    assert not {"lda", "gda", "tip_adapter", "ridge"} & {each.name for each in listed}
     found = json.loads((tmp_path / "out/recommendation.json").read_text())
     assert {row["method"] for row in found["methods"]} | found["left_out"].keys() == {"zero_shot", "task_res"}
     assert all(0 < row["mean_average_precision"] <= 1 for row in found["methods"])

@@ -130,7 +130,7 @@ def test_a_run_that_goes_on_has_the_same_bias(listed: Path, model_folder: Path, 
 
 
 REFUSING = (
-    "clap", "detpro", "gda", "linear_probe", "lp_plus_plus", "modx", "ogen", "prograd", "proker", "rehark",
+    "clap", "detpro", "gda", "lda", "lp_plus_plus", "modx", "ogen", "prograd", "proker", "rehark",
     "ss_text", "tip_adapter",
 )  # fmt: skip
 

@@ -75,10 +75,6 @@ def export(
     check_installed(f"--to {to}", "openvino" if to == "openvino" else "export", *forms.LIBRARIES.get(to, ()))
     page_runtime = forms.read_runtime(runtime) if to == "html" else None
     classifier = tracing.exportable(model)
-    if to == "html" and model.answers.several:
-        raise AdaptError(
-            "an HTML page shows one class per image, but this adapter predicts several: use onnx, torch or openvino"
-        )
     if not model.decides:
         told = f"this {model.method.name} had too few good images for a threshold, so that its logits decide nothing"
         if to == "html":

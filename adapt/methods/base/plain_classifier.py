@@ -98,7 +98,10 @@ def _names_help(training: Training) -> bool:
 
 
 def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Return the mean image feature of each class as `(n_classes, e)`, from image features `(n, e)` and `labels`."""
+    """Return the mean feature of each class `(n_classes, e)` of images `(n, e)`; several `labels` are bool `(n, c)`."""
+    if labels.dim() == 2:
+        rows, labels = labels.nonzero(as_tuple=True)
+        features = features[rows]
     sums = features.new_zeros(classes, features.shape[1]).index_add(0, labels, features)
     return sums / labels.bincount(minlength=classes)[:, None]
 

@@ -50,10 +50,10 @@ class Training(Protocol):
         """Return the items of the data split `part`: images with labels (train, val), or without (unlabelled)."""
 
     def labels(self, part: Part) -> Tensor:
-        """Return the class indices `(n,)` of the items in the data split `part`, train or val."""
+        """Return the class indices `(n,)` of the items in `part`, train or val; of several classes bool `(n, c)`."""
 
     def shares(self, part: Part) -> Tensor:
-        """Return the soft labels `(n, c)` of the items in the data split `part`, train or val. Each row sums to 1."""
+        """Return the soft labels `(n, c)` of the items in `part`: rows sum to 1, or several classes have a 1 each."""
 
     def values(self, part: Part) -> Tensor:
         """Return the numeric labels `(n,)` of the items in a split. Raises AdaptError if the labels are not numeric."""

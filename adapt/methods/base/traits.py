@@ -253,7 +253,7 @@ class LearnsOverlaps(Trait):
 
 
 class LearnsShares(Trait):
-    """The trait of methods whose `prepare` learns from soft labels, and so supports every task with soft labels."""
+    """The trait of methods whose `prepare` learns soft labels, and several an image, and so every task with either."""
 
     of_each_part = True
 
@@ -276,6 +276,9 @@ class LearnsUnlabelled(Trait):
 
 class OwnClassifier(Trait):
     """The trait of methods with a classifier of their own, whose logits need no features of the classes."""
+
+    gives_odds: ClassVar[bool] = False
+    """Whether each logit is the log-odds of its class, where an image may have several."""
 
 
 class SkipsBlocks(Trait):
