@@ -232,6 +232,14 @@ def copies(looked: Looked) -> Iterator[Finding]:
             yield Finding("copies", f"{part} images that are {what}: {_pairs(looked, own)}", own)
 
 
+def leaks(looked: Looked) -> Iterator[Finding]:
+    """Yield a finding that lists items that are `kept_together` with an earlier part's, but are no copies of them."""
+    known = {(item.path, item.label) for group in looked.alike for _, item in group}
+    if rows := [_pair(*each) for each in looked.split.leaks() if (each[1].path, each[1].label) not in known]:
+        what = f"val or test {looked.split.noun} with an image, or of a group, of an earlier part"
+        yield Finding("copies", f"{len(rows):,} {what}: {_pairs(looked, rows)}", rows)
+
+
 def duplicates(looked: Looked) -> Iterator[Finding]:
     """Yield a finding that lists copies of an image with the same label within train, val or test."""
     rows = []
@@ -278,6 +286,7 @@ CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
     skipped,
     contradictions,
     copies,
+    leaks,
     duplicates,
     unusual,
 )

@@ -125,8 +125,6 @@ class LabelKind:
     """The noun for its classes; "" for a task without classes."""
     learns_unseen: ClassVar[bool] = False
     """Whether a class may have no training image."""
-    stays_whole: ClassVar[bool] = False
-    """Whether all items of one image must be in the same part of the data."""
     rows_of_chats: ClassVar[int] = 1
     """The rows of tokens that a training step reads for each item, of a task of conversations."""
     once_an_image: ClassVar[bool] = True
@@ -299,7 +297,7 @@ class Item:
 
     @property
     def kept_with(self) -> str:
-        """The entity, the group or else the item's name; items that share this name stay in the same split or fold."""
+        """The entity, the group or else the item's name; items that share it stay together (`adapt.data.split`)."""
         return self.unit or self.group or self.name
 
     @property

@@ -21,6 +21,7 @@ from adapt.common.errors import AdaptError, nearest, noting
 from adapt.common.grouping import grouped
 from adapt.common.shown import first_of, unseen
 from adapt.data.bags import has_bags
+from adapt.data.decoding.files import copies, parted
 from adapt.data.item import Item, LabelKind, items_id, kind_of
 
 Items: TypeAlias = tuple[Item, ...]
@@ -37,9 +38,10 @@ class Split:
     `unlabelled` are images without a class, from which some methods learn beside, or instead of, those in `train`.
 
     `root` is the common parent folder of all paths, and is not part of the fingerprint. `ratios` are the fractions of
-    train, val and test items if a reader divided the data, and None if the data set came with a split. A split without
-    any training item is for evaluation only. In any other split, every class must have a training item, except with
-    `unseen`, and in tasks that learn classes without training items.
+    train, val and test items if a reader divided the data, and None if the data set came with a split. `rows` is the
+    number of items of which these are a sample, if they are one. A split without any training item is for
+    evaluation only. In any other split, every class must have a training item, except with `unseen`, and in tasks that
+    learn classes without training items.
 
     Raises AdaptError if a class has no training item, if an item's class is not in `class_names`, if an unlabelled item
     has a label or is a text, if a part (train, val, test) mixes two tasks or images with texts, if test items are
@@ -56,6 +58,7 @@ class Split:
     root: str = ""
     ratios: tuple[float, ...] | None = field(default=None, compare=False)
     unseen: bool = field(default=False, compare=False)
+    rows: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         problems = list[str]()
@@ -211,6 +214,14 @@ class Split:
     def kind(self) -> str:
         """A description of the items, such as "images of 10 classes"."""
         return f"images of {len(self.class_names):,} classes" if self.class_names else self.task.items_are
+
+    def leaks(self) -> Iterator[tuple[str, Item, str, Item]]:
+        """Yield (part, item, earlier part, item there) for each item that is `kept_together` with an earlier part's."""
+        first: dict[str, tuple[str, Item]] = {}
+        listed = [(part, item) for part in PARTS[:3] for item in getattr(self, part)]
+        for own, unit in zip(listed, kept_together([*self.items()]), strict=True):
+            if (other := first.setdefault(unit, own))[0] != own[0]:
+                yield *own, *other
 
     def items(self) -> Iterator[Item]:
         """Yield all labelled items of the split, in the order train, val, test."""
@@ -406,15 +417,36 @@ def _flat(groups: Iterable[list[Item]]) -> Items:
     return tuple(chain.from_iterable(groups))
 
 
+def kept_together(items: Sequence[Item]) -> list[str]:
+    """Return a name for each item, which those share that must be in one part, in one fold, or held out together.
+
+    They are the items of an entity, of a group, or with an image in common, by the content of its file; and all that
+    are connected by such. The name is what one of them is `kept_with`.
+    """
+    first_of = copies(parted(path)[0] for item in items for path in item.paths)
+    above: dict[str, str] = {}
+
+    def top(name: str) -> str:
+        while above.setdefault(name, name) != name:
+            above[name] = name = above[above[name]]
+        return name
+
+    for item in items:
+        images = [parted(path)[0] for path in item.paths]
+        for name in (item.group or item.kept_with, *(first_of.get(image, image) for image in images)):
+            above[top(name)] = top(item.kept_with)
+    return [top(item.kept_with) for item in items]
+
+
 def held_back(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:
     """Return the items that stay, and about a `share` of each class's, but at least one, drawn by `seed`.
 
-    Groups, such as photographs of one object, stay together. Of a class whose images are all of one, none is drawn.
+    Items that are `kept_together` stay so. Of a class whose images are all of one group, none is drawn.
     """
-    stream, taken, staying = random.Random(seed), set[str](), set[str]()
-    for images in by_stratum(items):
-        sizes = Counter(item.kept_with for item in images)
-        drawn, wanted = list(sizes), max(1, int(share * len(images)))
+    stream, taken, staying, units = random.Random(seed), set[str](), set[str](), kept_together(items)
+    for own in grouped((item.stratum, unit) for item, unit in zip(items, units, strict=True)).values():
+        sizes = Counter(own)
+        drawn, wanted = list(sizes), max(1, int(share * len(own)))
         stream.shuffle(drawn)
         staying.add(next((group for group in drawn if group not in taken), drawn[0]))
         held = sum(sizes[group] for group in drawn if group in taken)
@@ -423,7 +455,7 @@ def held_back(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item
                 taken.add(group)
                 held += sizes[group]
     held_out = taken - staying
-    kept, out = ([item for item in items if (item.kept_with in held_out) is held] for held in (False, True))
+    kept, out = ([item for item, unit in zip(items, units) if (unit in held_out) is held] for held in (False, True))
     return kept, out
 
 
@@ -445,7 +477,7 @@ def usual_count(items: Sequence[Item], most: int = MOST) -> int:
 
 
 def folds(items: Sequence[Item], count: int, seed: int, every_class: bool = True) -> list[int | None]:
-    """Return the fold number (0 to `count` - 1) of each item, stratified by class, with groups kept together.
+    """Return the fold number (0 to `count` - 1) of each item, stratified by class, with groups `kept_together`.
 
     A group may have images of several classes. If all groups of a class are in one fold, such as for a class with a
     single group, the fold number of the class's items is None: every model must be trained on these items, so that no
@@ -454,8 +486,8 @@ def folds(items: Sequence[Item], count: int, seed: int, every_class: bool = True
     """
     if count < 2:
         raise AdaptError(f"folds is {count}; expected at least 2, one fold to test on and other folds to train on")
-    stream, fold_of = random.Random(seed), dict[str, int]()
-    names_of = grouped((item.stratum, item.kept_with) for item in items)
+    stream, fold_of, units = random.Random(seed), dict[str, int](), kept_together(items)
+    names_of = grouped((item.stratum, unit) for item, unit in zip(items, units, strict=True))
     groups = {stratum: Counter(names) for stratum, names in names_of.items()}  # numbers of images
     for own in groups.values():
         drawn = list(own)
@@ -465,9 +497,9 @@ def folds(items: Sequence[Item], count: int, seed: int, every_class: bool = True
             fold = fold_of.setdefault(group, min(order, key=lambda each: sizes[each]))
             sizes[fold] += own[group]
     parts = groups.values() if every_class else [fold_of]
-    together = [own for own in parts if len({fold_of[group] for group in own}) == 1]
-    undivided = {group for own in together for group in own}
-    return [None if item.kept_with in undivided else fold_of[item.kept_with] for item in items]
+    whole = [own for own in parts if len({fold_of[group] for group in own}) == 1]
+    undivided = {group for own in whole for group in own}
+    return [None if unit in undivided else fold_of[unit] for unit in units]
 
 
 def kept_and_held(chosen: Sequence[int | None], count: int) -> Iterator[tuple[list[int], list[int]]]:

@@ -14,6 +14,7 @@ from adapt.common.errors import AdaptError
 from adapt.data.bags import has_bags
 from adapt.data.decoding.files import file_id
 from adapt.data.item import Item, items_id
+from adapt.data.split import kept_together
 from adapt.evaluation import intervals
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.intervals import Interval
@@ -65,7 +66,7 @@ def calibrated(
         )
     task = tasks.of(items)
     task.check_model(model, items)
-    groups = groups_of(items)
+    groups = kept_together(items)  # in which copies of an image are one image
     inference, told = inference or Inference(), (model.settings_id, items_id(items), bags)
     if numbers is not None:
         return Sets.of(task.answers(model, items, inference)[:, 0], numbers, groups, RESIDUAL, False, *told)
@@ -77,11 +78,6 @@ def calibrated(
         kept = Calibration(logits, labels, torch.tensor([number[group] for group in groups]))
         return Sets(by, by_class, (), (), *told, kept).beside(logits[:0])[0]
     return Sets.of(task.answers(model, items, inference), labels, groups, by, by_class, *told)
-
-
-def groups_of(items: Sequence[Item]) -> list[str]:
-    """Return the group of each item, in which copies of an image are one image, under whatever name."""
-    return [item.unit or item.group or file_id(item.path) or item.name for item in items]
 
 
 def of_members(average: Any, items: Sequence[Item], inference: Inference) -> Tensor:

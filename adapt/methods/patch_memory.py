@@ -33,6 +33,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.shown import readable_bytes
 from adapt.data.bags import singles
+from adapt.data.split import kept_together
 from adapt.engine import vision
 from adapt.methods.base import ImageStep, Method, MethodConfig, Training
 from adapt.methods.base.training import Part
@@ -205,7 +206,8 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         """Return the group of each good image in a part of the data, or of each abnormal one."""
         normal_label(self, training.model.class_names)  # there is such a class
         items = singles(training.items(part))
-        return [item.kept_with for item in items if (item.class_names == (self.normal_class,)) == good]
+        units = zip(items, kept_together(items), strict=True)
+        return [unit for item, unit in units if (item.class_names == (self.normal_class,)) == good]
 
     def _patches(self, training: Training, part: Part, good: bool = True, angle: int = 0) -> Tensor:
         """Return the features `(n, rows, columns, d)` of the patches of a part's good images, or abnormal ones."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,6 +45,8 @@ class DataSection(StrictModel):
     """Training images for each class; null takes all."""
     rest: Literal["left out", "unlabelled"] = "left out"
     """What becomes of the training images beyond the shots: left out, or unlabelled images to learn from."""
+    learned: Literal["train", "all"] = Field(default="train", exclude_if=lambda learned: learned == "train")
+    """The items that shots are drawn from: those of the part train, or all, which leaves none for a test."""
     sampling: Literal["coop", "clip-lora"] = "coop"
     """Which reference code's sampling of shots is followed."""
     classes: str = Field(default="all", pattern=r"^(all|base|new|[1-9]\d*/[1-9]\d*)$")
@@ -75,6 +78,8 @@ class DataSection(StrictModel):
 
         split = load(self.source, self.root, self.names, unseen, note, self.columns)
         split = split if self.exif is None else split.turning(self.exif == "turned")
+        if self.learned == "all":
+            split = replace(split, train=(*split.items(),), val=(), test=())
         return split if self.leave_out is None else split.leaving_out(self.leave_out)
 
 

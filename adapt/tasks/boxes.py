@@ -51,7 +51,6 @@ class Boxes(Conversations):
     noun = "questions"
     items_are = "questions where things are"
     mixes_texts = False
-    stays_whole = True
     has_summed_loss = True
 
     def read(self, cells: Mapping[str, Cell], where: str) -> BoxLabel:

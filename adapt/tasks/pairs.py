@@ -39,7 +39,6 @@ class Pairs(Task):
     may_have = frozenset({"rephrased"})
     items_are = "pairs of images and texts"
     classes_are = ""
-    stays_whole = True
     comparable = "the methods compared need classes, and pairs have none"
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Label:

@@ -18,7 +18,7 @@ from adapt.models.base import Adapted, is_native
 from adapt.training.batches import Shares
 from adapt.training.loop import Length, precision_on
 from adapt.training.processes import ALONE
-from adapt.training.run_recipe import listed_data, plan_recipe
+from adapt.training.run_recipe import listed_data, plan_recipe, shares_of
 from adapt.training.step_memory import chat_bytes
 
 if TYPE_CHECKING:
@@ -42,11 +42,9 @@ def planned(recipe: Recipe) -> Iterator[str]:
     model, backbone, device = plan.model, plan.model.backbone, chosen(recipe.device)
     counted = sum(parameter.numel() for parameter in backbone.model.parameters())
     trained = sum(parameter.numel() for parameter in model.method.trains())
-    parts = {"training": plan.train_set, "validation": plan.val_set, "test": split.test, "unlabelled": split.unlabelled}
     yield f"backbone   {backbone.describe()}, {counted / 1e6:,.1f} million parameters"
     yield f"method     {model.method.name}, {trained:,} trained parameters"
-    listed = ", ".join(f"{len(items):,} {name}" for name, items in parts.items() if items)
-    yield f"data       {listed} {split.noun}"
+    yield f"data       {shares_of(plan, split)}"
     if plan.chosen is not None:
         yield from _length(plan)
     sizes = {"weights": _weights(backbone, device)}

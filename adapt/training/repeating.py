@@ -24,12 +24,12 @@ from adapt.common.plain import JsonObject
 from adapt.data.bags import has_bags
 from adapt.data.item import items_id
 from adapt.data.readers.lines import csv_rows
-from adapt.data.split import Split
+from adapt.data.split import Split, kept_together
 from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores, compared, difference
-from adapt.evaluation.sets import groups_of, of_members
+from adapt.evaluation.sets import of_members
 from adapt.formats import tensor_file
 from adapt.formats.adapter import Header, check_backbone, read_header, versions
 from adapt.loading import load, located
@@ -286,7 +286,7 @@ def crossed(
         )
     backbone = load_backbone(recipe.backbone, recipe.device, recipe.quantize)
     split, models = decodable(split, recipe, progress), list[Any]()
-    groups = groups_of(split.train)
+    groups = kept_together(split.train)
     names = list(dict.fromkeys(groups))
     if not 2 <= folds <= len(names):
         raise AdaptError(f"folds is {folds}; expected 2 to {len(names):,}, one for each image or group of images")

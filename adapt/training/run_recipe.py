@@ -57,6 +57,7 @@ def listed_data(recipe: Recipe, unlabelled: bool = False, known: Collection[str]
     split = recipe.data.load(unseen, note=True)
     if not (split.train or (split.unlabelled and not needs_labels(method))):
         raise AdaptError(f"{recipe.data.source} has no training images: give data with training images")
+    split = replace(split, rows=len([*split.items(), *split.unlabelled]))
     if split.ratios is not None:  # it came without parts: what was cut off for validation is for training too
         split = replace(split, train=split.train + split.val, val=())
     split = whole = with_validation(split, recipe)
@@ -85,10 +86,18 @@ def listed_data(recipe: Recipe, unlabelled: bool = False, known: Collection[str]
 def decodable(split: Split, recipe: Recipe, progress: bool) -> Split:
     """Return `split` without broken images, and without unlabelled images that are copies of labelled ones.
 
-    Raises AdaptError for a broken image unless the recipe skips it.
+    A warning counts the items of given parts that are about an image, or of a group, of an earlier part. Raises
+    AdaptError for a broken image unless the recipe skips it.
     """
     with counting_bar("checking", progress) as bar:
         split = without_broken(split, recipe.data.broken, bar)
+    if leaks := [] if split.ratios else [*split.leaks()]:
+        part, item, other_part, other = leaks[0]
+        logger.warning(
+            "%s: %d %s of val or test have an image, or a group, of an earlier part, as %r in %s (%r in %s): scores on "
+            "them say little about new images",
+            shown(split.name), len(leaks), split.noun, item.name, part, other.name, other_part,
+        )  # fmt: skip
     if not split.unlabelled:
         return split
     with counting_bar("comparing", progress) as bar:
@@ -176,8 +185,19 @@ def run_recipe(
         listed = listed_data(recipe) if split is None else split
         plan = plan_recipe(recipe, listed, backbone)
         if split is None and (kept := decodable(listed, recipe, progress)) is not listed:
-            plan = plan_of(recipe, plan.model, kept)
+            plan = plan_of(recipe, plan.model, listed := kept)
+        if split is None and progress:
+            logger.info("data       %s", shares_of(plan, listed))
         return fit_plan(plan, run, tracking, progress)
+
+
+def shares_of(plan: TrainingPlan, split: Split) -> str:
+    """Return how many items of the data, of which `split` is a sample, are learned, chosen on, tested and left out."""
+    tested = len(plan.test_set) if plan.test_set and tasks.of(plan.test_set).scored else 0
+    left = split.rows - len([*split.train, *split.val, *split.unlabelled]) - tested
+    learned = f"{len(plan.train_set) + len(plan.unlabelled_set):,} {split.noun} learned"
+    advice = " (data.learned=all learns from all)" if split.ratios and split.test else ""
+    return f"{learned}, {len(plan.val_set):,} chosen on, {tested:,} tested, {left:,} left out{advice}"
 
 
 def plan_recipe(recipe: Recipe, split: Split, backbone: Backbone | None = None, **changes: object) -> TrainingPlan:

@@ -47,6 +47,8 @@ def folder(tmp_path: Path) -> Path:
         picture = Image.new("RGB", (40, 20), RED)
         picture.paste(BLUE, (20, 0, 40, 20))
         picture.save(tmp_path / name)
+        with open(tmp_path / name, "ab") as file:
+            file.write(name.encode())  # no copies
     return tmp_path
 
 

@@ -219,7 +219,8 @@ def test_items_that_share_their_first_image_alone_are_no_copies(tmp_path: Path) 
         turns = [{"role": "user", "content": "<image><image>same?"}, {"role": "assistant", "content": "no"}]
         rows.append({"messages": turns, "images": ["0.png", f"{number}.png"], "split": "test" if number else "train"})
     (tmp_path / "chats.json").write_text(json.dumps(rows))
-    assert findings(tmp_path / "chats.json") == ([], [])
+    shared = "val or test conversations with an image, or of a group, of an earlier part: 0.png (0.png)"
+    assert findings(tmp_path / "chats.json") == ([], [f"3 {shared}, 0.png (0.png), 0.png (0.png)"])
 
 
 def test_single_images_and_copies_across_parts(tmp_path: Path) -> None:

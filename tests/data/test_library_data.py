@@ -56,7 +56,7 @@ def test_torchvisions_parts_are_kept(textures: Path) -> None:
 def test_torchvisions_undivided_data_is_divided(tmp_path: Path) -> None:
     for name in ("River", "Forest"):
         for i in range(10):
-            _image(tmp_path / f"eurosat/2750/{name}/{name}_{i}.jpg")
+            _image(tmp_path / f"eurosat/2750/{name}/{name}_{i}.jpg", (25 * i, len(name) * 20, 2))
     split = read_torchvision("EuroSAT", tmp_path)
     assert split.class_names == ("Forest", "River")
     assert [Counter(item.answer for item in part) for part in (split.train, split.val, split.test)] == [

@@ -17,8 +17,8 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from importlib import import_module
 from io import BytesIO
@@ -28,6 +28,7 @@ from urllib.parse import unquote
 
 from adapt.common.disk import check_regular, open_regular, read_bounded
 from adapt.common.errors import AdaptError, missing
+from adapt.common.grouping import grouped
 from adapt.data.decoding.pictures import RATIO
 
 if TYPE_CHECKING:
@@ -216,6 +217,36 @@ def file_id(path: str) -> str:
         return hashlib.blake2b(read_bytes(parted(path)[0]), digest_size=16).hexdigest()
     except AdaptError:
         return ""
+
+
+def copies(paths: Iterable[str]) -> dict[str, str]:
+    """Return {path: first of the `paths` whose file has the same content} of all image files that are copies.
+
+    Of files on disk, only those of one size that begin alike are read. An image that is drawn when it is asked for, and
+    a file that cannot be read, is no copy.
+    """
+    alike = [list(dict.fromkeys(paths))]
+    for look in (_size, _beginning, file_id):
+        looked = [grouped((look(path), path) for path in group) for group in alike]
+        alike = [group for groups in looked for known, group in groups.items() if known and len(group) > 1]
+    return {path: first for first, *others in alike for path in others}
+
+
+def _size(path: str) -> int:
+    container, mark, member = path.rpartition("!")
+    with suppress(AdaptError, *_UNREADABLE):
+        if not mark or os.path.exists(path):
+            return os.path.getsize(path)
+        if container.endswith(".tar"):
+            return tar_places(container)[member][1]
+        return len(read_bytes(path)) if os.path.exists(container) else 0
+    return 0
+
+
+def _beginning(path: str) -> bytes:
+    with suppress(AdaptError, OSError), open_file(path) as file:
+        return file.read(_SAMPLE)
+    return b""
 
 
 @contextmanager

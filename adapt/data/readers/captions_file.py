@@ -22,6 +22,7 @@ from adapt.data.readers.rows import (
     Listed,
     check_listed_once,
     check_parts,
+    group_of,
     listed,
     one_each,
     renamed,
@@ -30,7 +31,7 @@ from adapt.data.readers.rows import (
 )
 from adapt.data.split import Split
 
-_READ = (*IMAGES, *TEXT, "split", "url")
+_READ = (*IMAGES, *TEXT, "group", "split", "url")
 _RESTVAL = "restval"  # in Karpathy's split of COCO: more training images
 _EXPECTED = (
     f'expected {{"image": PATH, "caption": TEXT or [TEXT, ...]}}, perhaps with "split" (the image also as path or '
@@ -49,7 +50,7 @@ def read_captions_file(
     """Return the pairs of images and captions in a `.json`, a `.json.gz` or a `.jsonl` file.
 
     The file has one of three formats. The first is a list, or JSON Lines, of objects with the keys `image` (or `path`,
-    `file_name`), `caption` (or `captions`, `text`), and optionally `split`; a caption is a text or a list of texts. The
+    `file_name`), `caption` (or `captions`, `text`), perhaps `split`, `group`; a caption is one text or a list. The
     second is COCO's `{"images": ..., "annotations": ...}`, and the third is Karpathy's `{"images": [...]}` with
     `sentences`. An object with a `caption` and a `label` is an image of that class, which its one caption describes.
 
@@ -131,14 +132,14 @@ def _pairs(entry: object, folder: str, where: str) -> list[Listed]:
     part = fields.get("split") or ""
     if part:
         part = "train" if part == _RESTVAL else parts.read(part, where)
-    path = under(folder, image, where)
+    path, cells = under(folder, image, where), {"group": group_of(fields)}
     if label is None:
-        return [listed(path, {"text": text.strip()}, part) for text in texts]
+        return [listed(path, cells | {"text": text.strip()}, part) for text in texts]
     if not (isinstance(label, str) and label.strip() and len(texts) == 1):
         raise AdaptError(
             f"{where} has the label {brief(label)}; expected the name of a class, and one caption beside it"
         )
-    return [listed(path, {"label": label.strip(), "caption": texts[0].strip()}, part)]
+    return [listed(path, cells | {"label": label.strip(), "caption": texts[0].strip()}, part)]
 
 
 def _of_karpathy(entry: object) -> object:

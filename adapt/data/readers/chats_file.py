@@ -12,7 +12,7 @@ Each row is read by its own keys:
   a list as long as the conversation's images, the rejected answer is that to these images;
 * `system`, a turn before the first; `images` (or another of `rows.IMAGES`), in the order of their marks, and before the
   first question if there is no mark: a path, a data URI, an object with `path` or `bytes`, or a list of these; `split`
-  for the part of the split.
+  for the part of the split; `group`, or `image_id`, which rows of one thing share.
 
 A row is never changed to fit, and no other row is taken in its place: whatever does not fit is an error that names the
 file and the row. So is a key that is neither read nor a remark; a message counts the remarks.
@@ -40,7 +40,7 @@ from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
-from adapt.data.readers.rows import IMAGES, Listed, check_parts, renamed, to_split, without_rows
+from adapt.data.readers.rows import IMAGES, Listed, check_parts, group_of, renamed, to_split, without_rows
 from adapt.data.split import Split
 
 logger = logging.getLogger("adapt")
@@ -57,7 +57,9 @@ _OPENAIS = {"preferred_output": "chosen", "non_preferred_output": "rejected"}
 _OTHER_IMAGES = "rejected_images"
 _JUDGED = ("label", "kto_tag")  # true for an answer that is right
 _ASKED = (*QUERY, *RESPONSE, "history")
-_READ = frozenset((*_TURNS, *_ASKED, *_SYSTEM, *IMAGES, *_PREFERENCES, _OTHER_IMAGES, *_JUDGED, "split", "url"))
+_READ = frozenset(
+    (*_TURNS, *_ASKED, *_SYSTEM, *IMAGES, *_PREFERENCES, _OTHER_IMAGES, *_JUDGED, "group", "split", "url")
+)
 # what a key that is not read seems to be by a word in its name, in the singular, and what to do about it
 _SEEMS = {
     "an image": (
@@ -298,7 +300,7 @@ def listed_row(row: object, where: str, folder: str, place: str, stored: object)
         cells["rejected_images"] = str(len(others))
     label = reading(frozenset(cells)).read(cells, where)
     text = chat.question.turns[-1].text.strip() or f"row {place.rpartition('!')[2]}"
-    return Listed(Item(paths, label, text=text), part)
+    return Listed(Item(paths, label, group=group_of(row), text=text), part)
 
 
 def _leaves(value: object, key: str = "") -> Iterator[tuple[str, str]]:

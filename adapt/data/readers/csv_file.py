@@ -45,6 +45,7 @@ OTHER_WORDS = {  # column names in other tables
     **dict.fromkeys(("classes", "categories", "tags"), "labels"),
     **dict.fromkeys(("set", "subset", "part"), "split"),
     **dict.fromkeys(TEXT, "text"),
+    "image_id": "group",
 }
 
 
@@ -62,8 +63,8 @@ def read_csv(
     `label` is the class name, or the answer if there is a column `question`. Paths are relative to `root`, by default
     the CSV's folder, and must stay under `root`. Without a column `split`, images are divided by `ratios` (train, val,
     test) and `seed`. `group` names images that are more alike than other images of their class, such as photographs of
-    one object. Lines with the same `item` are images of one item, which has one label and gets one answer; `view`
-    names what each shows, such as front or side.
+    one object; they stay in one part. Lines with the same `item` are images of one item, which has one label and gets
+    one answer; `view` names what each shows, such as front or side.
 
     A line with a `text` but no path is a text to train on. Without a column for labels, each line with a path is a pair
     of an image and a text; an image may have several texts. A column `rephrased` has a paraphrase of the text, or is

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 
 from adapt.common.errors import AdaptError
-from adapt.data.readers import parts
 from adapt.data.readers.base import FolderReader
 from adapt.data.readers.folder import check_all_labelled, check_classes, images_in, subfolders
-from adapt.data.readers.rows import listed, one_each, to_split
+from adapt.data.readers.rows import assigned, listed, one_each, to_split
 from adapt.data.split import Split
 
 # as in DomainBed: a fifth of each domain for validation; a domain that is left out is tested in full
@@ -39,7 +38,8 @@ def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
         )
     rows = one_each(rows, root, f"folder {root!r}")
     check_classes(rows, root)
-    drawn = parts.assign([f"{row.item.domain}/{row.item.answer}" for row in rows], RATIOS, seed)
+    strata = [f"{row.item.domain}/{row.item.answer}" for row in rows]
+    drawn = assigned([row.item for row in rows], strata, RATIOS, seed)
     rows = [row._replace(part=part) for row, part in zip(rows, drawn, strict=True)]
     return to_split(os.path.basename(root), root, rows, None, RATIOS, seed)
 

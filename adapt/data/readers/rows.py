@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from adapt.common.errors import AdaptError, about, nearest
+from adapt.common.grouping import grouped
 from adapt.common.shown import SEPARATOR
 from adapt.data.decoding.files import parted
-from adapt.data.item import Item, Label, LabelKind, kind_of
+from adapt.data.item import Item, Label, kind_of
 from adapt.data.readers import parts
-from adapt.data.split import InconsistentError, Split
+from adapt.data.split import InconsistentError, Split, kept_together
 
 logger = logging.getLogger("adapt")
 IGNORED = "ignored"  # the name of columns that are left out
@@ -41,6 +42,11 @@ class Listed(NamedTuple):
 def listed(path: str, cells: Mapping[str, Any], part: str = "", domain: str = "") -> Listed:
     """Return an item with its part of the split; `cells` is a dict from column names, such as label, to values."""
     return Listed(Item.of(path=path, domain=domain, **cells), part)
+
+
+def group_of(row: Mapping[str, object]) -> str:
+    """Return the group of a row in JSON, by its key `group` or `image_id`, or ""."""
+    return next((str(row[key]) for key in ("group", "image_id") if row.get(key) not in (None, "")), "")
 
 
 def columns_of(text: str) -> dict[str, str]:
@@ -172,7 +178,7 @@ def to_split(
     if any(row.part for row in rows) or not (task.mixes_texts or all(item.paths for item in items)):
         part_of = [row.part or ("test" if item.paths else "train") for row, item in zip(rows, items, strict=True)]
     else:
-        part_of, shares = _assigned(items, task, ratios, seed), tuple(ratios)
+        part_of, shares = assigned(items, [item.stratum for item in items], ratios, seed), tuple(ratios)
     divided: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
     for item, part in zip(items, part_of, strict=True):
         divided[part].append(replace(item, turned=turned and bool(item.paths)))
@@ -181,21 +187,24 @@ def to_split(
     return Split(name, names, train, val, test, unlabelled, root=root, ratios=shares)
 
 
-def _assigned(items: Sequence[Item], task: LabelKind, ratios: Sequence[float], seed: int) -> list[str]:
-    """Return the part (train, val, test) of each item, drawn by `ratios` and `seed` and stratified by class.
+def assigned(items: Sequence[Item], strata: Sequence[str], ratios: Sequence[float], seed: int) -> list[str]:
+    """Return the part (train, val, test) of each item, drawn by `ratios` and `seed` and stratified by `strata`.
 
-    Regions of the same image get the same part, and so do items of the same entity and rows that list an image again.
-    Such a group is stratified by the rarest class of its items. Questions about the same image may get different parts.
+    Items that are `kept_together`, such as regions of an image or questions about it, get the same part. They have the
+    rarest of their strata, or the commonest in a task that may list an image many times. If a class would have no
+    training item though the task needs one, its first item goes there, and those with it.
     """
-    again = task.once_an_image and len({item.path for item in items}) < len(items)
-    if not (task.stays_whole or again or any(parted(item.path)[1] for item in items)):
-        return parts.assign([item.stratum for item in items], ratios, seed)
-    units = [item.unit or parted(item.path)[0] for item in items]
-    count = Counter(item.stratum for item in items)
-    rarest: dict[str, str] = {}
-    for item, unit in zip(items, units, strict=True):
-        rarest[unit] = min(rarest.get(unit, item.stratum), item.stratum, key=lambda name: (count[name], name))
-    part_of = dict(zip(rarest, parts.assign(list(rarest.values()), ratios, seed), strict=True))
+    units, task, count = kept_together(items), items[0].task, Counter(strata)
+    of_unit, choose = dict[str, str](), min if task.once_an_image else max
+    for unit, own in zip(units, strata, strict=True):
+        of_unit[unit] = choose(of_unit.get(unit, own), own, key=lambda name: (count[name], name))
+    part_of = dict(zip(of_unit, parts.assign(list(of_unit.values()), ratios, seed), strict=True))
+    names_of = grouped((unit, name) for item, unit in zip(items, units, strict=True) for name in item.class_names)
+    learned = {name for unit, names in names_of.items() if part_of[unit] == "train" for name in names}
+    for unit, names in () if task.learns_unseen else names_of.items():
+        if not learned.issuperset(names):
+            part_of[unit] = "train"
+            learned.update(names)
     return [part_of[unit] for unit in units]
 
 

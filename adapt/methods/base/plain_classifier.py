@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
 from adapt.backbones.tokenizer import TextTokenizer
+from adapt.data.split import kept_together
 from adapt.methods.base import Choice, Grid, ImageStep, Method, Training
 from adapt.methods.base.step import Encoded
 from adapt.methods.base.traits import Grades, OwnClassifier
@@ -180,7 +181,7 @@ class Regressor(Method[ImageStep], Grid, Grades, OwnClassifier):
         from sklearn.model_selection import GroupKFold, cross_val_predict
 
         features, targets = training.features("train").double().numpy(), training.values("train").numpy()
-        groups = [item.kept_with for item in training.items("train")]
+        groups = kept_together(training.items("train"))
         if (count := min(FOLDS, len(set(groups)))) < 2:
             return
         folds = GroupKFold(count, shuffle=True, random_state=0)
