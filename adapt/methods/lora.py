@@ -438,7 +438,8 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0 or x.device.type != "cpu":
+        transformed = torch._C._are_functorch_transforms_active()  # by torch.func, which has rules for torch's alone
+        if not self.training or self.p == 0 or x.device.type != "cpu" or transformed:
             return super().forward(x)
         dropped: Tensor = _Masked.apply(x, kept(x.shape, self.p), 1 / (1 - self.p))
         return dropped
@@ -455,13 +456,10 @@ def kept(shape: torch.Size, p: float) -> Tensor:
 
 class _Masked(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, mask: Tensor, scale: float) -> Tensor:
-        return x * mask.to(x.dtype).mul_(scale)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
-        _, mask, ctx.scale = inputs
+    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(mask)
+        ctx.scale = scale
+        return x * mask.to(x.dtype).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

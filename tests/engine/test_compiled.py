@@ -8,7 +8,7 @@ import pytest
 import tiny_llms
 import torch
 from cases import build
-from checks import perturb, scaled
+from checks import assert_untouched, flag, perturb, scaled, snapshot
 from selection import by_turns
 from torch import Tensor
 
@@ -66,7 +66,9 @@ def test_a_second_compiled_model_computes_its_own_edits(
 
 @pytest.mark.full
 def test_an_unedited_tower_is_compiled(open_clip: Backbone, images: Tensor) -> None:
-    counter = torch._dynamo.testing.CompileCounter()
+    from torch._dynamo.testing import CompileCounter  # torch's compiler takes a second to import
+
+    counter = CompileCounter()
     model = adapt.wrap(open_clip, adapt.methods.CoOp(n_ctx=4), ("goldfish", "toy")).eval()
     with torch.no_grad():
         expected = model(images)
@@ -74,13 +76,24 @@ def test_an_unedited_tower_is_compiled(open_clip: Backbone, images: Tensor) -> N
     assert counter.op_count > 20
 
 
+@pytest.mark.full
 def test_low_rank_updates_are_compiled_with_their_tower(open_clip: Backbone, images: Tensor) -> None:
-    counter = torch._dynamo.testing.CompileCounter()
+    """And an error inside leaves the backbone as it was."""
+    flag(open_clip.model)
+    before = snapshot(open_clip.model)
+    from torch._dynamo.testing import CompileCounter  # torch's compiler takes a second to import
+
+    counter = CompileCounter()
     model = perturb(adapt.wrap(open_clip, adapt.methods.LoRA(towers=("vision",)), ("goldfish", "toy"))).eval()
     with torch.no_grad():
         expected = model(images)
-        assert scaled(torch.compile(model, backend=counter)(images), expected) < 1e-5
-    assert counter.op_count > 20
+        compiled = torch.compile(model, backend=counter)
+        assert scaled(compiled(images), expected) < 1e-5
+        assert counter.op_count > 20
+        with pytest.raises(RuntimeError, match="channels"):
+            compiled(images[:, :2])
+        assert_untouched(open_clip.model, before)
+        assert torch.equal(model(images), expected)
 
 
 @pytest.mark.full
