@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from operator import attrgetter
 from typing import Literal, TypeAlias, get_args
 
 from adapt.common.errors import AdaptError, nearest, noting
@@ -424,18 +425,15 @@ def kept_together(items: Sequence[Item]) -> list[str]:
     are connected by such. The name is what one of them is `kept_with`.
     """
     first_of = copies(parted(path)[0] for item in items for path in item.paths)
-    above: dict[str, str] = {}
-
-    def top(name: str) -> str:
-        while above.setdefault(name, name) != name:
-            above[name] = name = above[above[name]]
-        return name
-
-    for item in items:
-        images = [parted(path)[0] for path in item.paths]
-        for name in (item.group or item.kept_with, *(first_of.get(image, image) for image in images)):
-            above[top(name)] = top(item.kept_with)
-    return [top(item.kept_with) for item in items]
+    names, joined = [*map(attrgetter("kept_with"), items)], dict[str, list[str]]()  # each with those connected with it
+    for item, own in zip(items, names, strict=True):
+        images = (parted(path)[0] for path in item.paths)
+        for name in (item.group or own, *(first_of.get(image, image) for image in images)):
+            fewer, more = sorted((joined.setdefault(each, [each]) for each in (name, own)), key=len)
+            if fewer is not more:
+                more += fewer
+                joined |= dict.fromkeys(fewer, more)
+    return [*(joined[name][0] for name in names)]
 
 
 def held_back(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
+from operator import not_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,14 +40,14 @@ class DataSection(StrictModel):
     """The folder that holds the folders of published data sets, or to which paths in a .csv or .json are relative."""
     names: str | None = None
     """A file with readable names of the classes: a .csv (class,name) or a .json object."""
-    columns: str | None = Field(default=None, exclude_if=lambda columns: columns is None)
+    columns: str | None = Field(default=None, exclude_if=not_)
     """What columns, or keys of rows, are called, as image=img,label=cat; ignored=notes leaves one out."""
     shots: int | None = Field(default=16, ge=1)
     """Training images for each class; null takes all."""
     rest: Literal["left out", "unlabelled"] = "left out"
     """What becomes of the training images beyond the shots: left out, or unlabelled images to learn from."""
-    learned: Literal["train", "all"] = Field(default="train", exclude_if=lambda learned: learned == "train")
-    """The items that shots are drawn from: those of the part train, or all, which leaves none for a test."""
+    learned: Literal["all"] | None = Field(default=None, exclude_if=not_)
+    """All items are for training, and none for a test; by default those of the part train."""
     sampling: Literal["coop", "clip-lora"] = "coop"
     """Which reference code's sampling of shots is followed."""
     classes: str = Field(default="all", pattern=r"^(all|base|new|[1-9]\d*/[1-9]\d*)$")
@@ -101,7 +102,7 @@ class Recipe(StrictModel):
     calibrate: bool | None = None
     """Calibrate: divide logits by a temperature chosen on held-out images, so that confidence matches accuracy. By
     default, a method without training steps is calibrated, but not in the papers' protocols."""
-    watch: bool = Field(default=False, exclude_if=lambda wanted: not wanted)
+    watch: bool = Field(default=False, exclude_if=not_)
     """Keep in the adapter what the training images look like, so that later images that look otherwise are noticed."""
     seed: int = Field(default=1, ge=0, lt=2**63)
     device: str = AUTO

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from adapt import methods, tasks
 from adapt.common.errors import AdaptError
+from adapt.common.shown import shown
 from adapt.common.validation import explain
 from adapt.data.bags import BagPooling, has_bags, singles, views_of
 from adapt.data.item import Item, items_id
@@ -209,8 +210,8 @@ def check_learned(method: Method, task: Task, name: str) -> None:
     learned = [tasks.named(each) for each in sorted(method.tasks)]
     columns = " or ".join(", ".join(sorted(each.needs)) for each in learned if each.needs)
     raise AdaptError(
-        f"{name} contains {task.items_are}, but {method.name} learns {', '.join(each.name for each in learned)}: give "
-        f"a list with the columns {columns}, or use one of the methods {able}"
+        f"{shown(name)} contains {task.items_are}, but {method.name} learns {', '.join(each.name for each in learned)}"
+        f": give a list with the columns {columns}, or use one of the methods {able}"
     )
 
 

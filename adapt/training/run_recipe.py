@@ -61,7 +61,7 @@ def listed_data(recipe: Recipe, unlabelled: bool = False, known: Collection[str]
     if split.ratios is not None:  # it came without parts: what was cut off for validation is for training too
         split = replace(split, train=split.train + split.val, val=())
     split = whole = with_validation(split, recipe)
-    check_learned(method, tasks.of(split.items()), shown(split.name))
+    check_learned(method, tasks.of(split.items()), split.name)
     if recipe.data.shots is not None and split.class_names and split.train:
         split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
         _note_short(split, recipe.data.shots, known)
@@ -195,7 +195,7 @@ def shares_of(plan: TrainingPlan, split: Split) -> str:
     """Return how many items of the data, of which `split` is a sample, are learned, chosen on, tested and left out."""
     tested = len(plan.test_set) if plan.test_set and tasks.of(plan.test_set).scored else 0
     left = split.rows - len([*split.train, *split.val, *split.unlabelled]) - tested
-    learned = f"{len(plan.train_set) + len(plan.unlabelled_set):,} {split.noun} learned"
+    learned = f"{len(plan.train_set) + len(plan.unlabelled_set):,} items learned"
     advice = " (data.learned=all learns from all)" if split.ratios and split.test else ""
     return f"{learned}, {len(plan.val_set):,} chosen on, {tested:,} tested, {left:,} left out{advice}"
 

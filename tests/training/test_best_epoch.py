@@ -322,7 +322,7 @@ def test_a_recipe_holds_back_of_what_it_samples(five_classes: Path) -> None:
     listed = listed_data(recipe)
     assert (len(listed.train), len(listed.val)) == (20, 0)
     told = "\n".join(planned(recipe))
-    assert "data       15 images learned, 5 chosen on, 20 tested, 0 left out" in told
+    assert "data       15 items learned, 5 chosen on, 20 tested, 0 left out" in told
     assert "on 15 images each" in told
 
 

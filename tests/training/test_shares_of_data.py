@@ -49,25 +49,25 @@ NATIVE = "backbone=mini-vlm"
 @pytest.mark.parametrize(
     ("recipe", "source", "settings", "told"),
     [
-        ("coop", "photos", ["data.shots=null"], "28 images learned, 0 chosen on, 12 tested, 0 left out"),
-        ("coop", "photos", ["data.shots=4"], "8 images learned, 0 chosen on, 12 tested, 20 left out"),
+        ("coop", "photos", ["data.shots=null"], "28 items learned, 0 chosen on, 12 tested, 0 left out"),
+        ("coop", "photos", ["data.shots=4"], "8 items learned, 0 chosen on, 12 tested, 20 left out"),
         (
             "coop",
             "photos",
             ["train.holdout=0.25", "data.shots=8"],
-            "12 images learned, 4 chosen on, 12 tested, 12 left out",
+            "12 items learned, 4 chosen on, 12 tested, 12 left out",
         ),
-        ("coop", "labels.csv", ["data.shots=null"], "28 images learned, 0 chosen on, 12 tested, 0 left out"),
-        ("ridge", "targets.csv", ["data.shots=null"], "30 images learned, 0 chosen on, 10 tested, 0 left out"),
-        ("lora/chats", "chats.json", [NATIVE], "28 conversations learned, 0 chosen on, 12 tested, 0 left out"),
-        ("lora/chats", "questions.csv", [NATIVE], "28 questions learned, 0 chosen on, 12 tested, 0 left out"),
+        ("coop", "labels.csv", ["data.shots=null"], "28 items learned, 0 chosen on, 12 tested, 0 left out"),
+        ("ridge", "targets.csv", ["data.shots=null"], "30 items learned, 0 chosen on, 10 tested, 0 left out"),
+        ("lora/chats", "chats.json", [NATIVE], "28 items learned, 0 chosen on, 12 tested, 0 left out"),
+        ("lora/chats", "questions.csv", [NATIVE], "28 items learned, 0 chosen on, 12 tested, 0 left out"),
         (
             "lora/preferences",
             "preferences.json",
             [NATIVE],
-            "28 pairs of answers learned, 0 chosen on, 12 tested, 0 left out",
+            "28 items learned, 0 chosen on, 12 tested, 0 left out",
         ),
-        ("lora", "captions.json", ["data.shots=null"], "28 images learned, 0 chosen on, 12 tested, 0 left out"),
+        ("lora", "captions.json", ["data.shots=null"], "28 items learned, 0 chosen on, 12 tested, 0 left out"),
     ],
 )
 def test_a_line_tells_the_shares(folder: Path, recipe: str, source: str, settings: list[str], told: str) -> None:
@@ -81,7 +81,7 @@ def test_a_line_tells_the_shares(folder: Path, recipe: str, source: str, setting
 def test_images_learned_without_a_label_are_learned(folder: Path) -> None:
     words = ["data.shots=4", "data.rest=unlabelled", "backbone=mini-clip"]
     told = _told("ss_text/unlabelled", folder / "photos", *words)
-    assert told == "28 images learned, 0 chosen on, 12 tested, 0 left out"
+    assert told == "28 items learned, 0 chosen on, 12 tested, 0 left out"
 
 
 def test_training_says_it_and_learns_from_all(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -93,11 +93,11 @@ def test_training_says_it_and_learns_from_all(folder: Path, caplog: pytest.LogCa
         return [line for line in caplog.messages if line.startswith("data ")], result.metrics
 
     [line], metrics = trained()
-    told = "28 images learned, 0 chosen on, 12 tested, 0 left out (data.learned=all learns from all)"
+    told = "28 items learned, 0 chosen on, 12 tested, 0 left out (data.learned=all learns from all)"
     assert line == f"data       {told}"
     assert metrics["train_images"] == 28
     [line], metrics = trained("data.learned=all")
-    assert line == "data       40 images learned, 0 chosen on, 0 tested, 0 left out"
+    assert line == "data       40 items learned, 0 chosen on, 0 tested, 0 left out"
     assert (metrics["train_images"], "adapted" in metrics) == (40, False)
     assert trained(progress=False)[0] == []
 

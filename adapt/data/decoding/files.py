@@ -28,7 +28,6 @@ from urllib.parse import unquote
 
 from adapt.common.disk import check_regular, open_regular, read_bounded
 from adapt.common.errors import AdaptError, missing
-from adapt.common.grouping import grouped
 from adapt.data.decoding.pictures import RATIO
 
 if TYPE_CHECKING:
@@ -225,28 +224,32 @@ def copies(paths: Iterable[str]) -> dict[str, str]:
     Of files on disk, only those of one size that begin alike are read. An image that is drawn when it is asked for, and
     a file that cannot be read, is no copy.
     """
-    alike = [list(dict.fromkeys(paths))]
-    for look in (_size, _beginning, file_id):
-        looked = [grouped((look(path), path) for path in group) for group in alike]
-        alike = [group for groups in looked for known, group in groups.items() if known and len(group) > 1]
-    return {path: first for first, *others in alike for path in others}
+    alike, first_of = {"": list(dict.fromkeys(paths))}, dict[str, str]()
+    for most in (0, _SAMPLE, MOST_BYTES):
+        known: dict[str, list[str]] = {}
+        for before, group in alike.items():
+            for path in group if len(group) > 1 else ():
+                if own := _content(path, most):
+                    known.setdefault(f"{before} {own}", []).append(path)
+        alike = known
+    for first, *others in alike.values():
+        first_of |= dict.fromkeys(others, first)
+    return first_of
 
 
-def _size(path: str) -> int:
+def _content(path: str, most: int) -> str | int:
+    """Return a hash of at the `most` the first bytes of an image file, or its size; "" if there is none to compare."""
     container, mark, member = path.rpartition("!")
     with suppress(AdaptError, *_UNREADABLE):
+        if most:
+            with open_file(path) as file:
+                return hashlib.blake2b(file.read(most), digest_size=16).hexdigest()
         if not mark or os.path.exists(path):
             return os.path.getsize(path)
         if container.endswith(".tar"):
             return tar_places(container)[member][1]
         return len(read_bytes(path)) if os.path.exists(container) else 0
-    return 0
-
-
-def _beginning(path: str) -> bytes:
-    with suppress(AdaptError, OSError), open_file(path) as file:
-        return file.read(_SAMPLE)
-    return b""
+    return ""
 
 
 @contextmanager

@@ -194,8 +194,11 @@ def assigned(items: Sequence[Item], strata: Sequence[str], ratios: Sequence[floa
     rarest of their strata, or the commonest in a task that may list an image many times. If a class would have no
     training item though the task needs one, its first item goes there, and those with it.
     """
-    units, task, count = kept_together(items), items[0].task, Counter(strata)
-    of_unit, choose = dict[str, str](), min if task.once_an_image else max
+    units = kept_together(items)
+    if len(set(units)) == len(items):
+        return parts.assign(strata, ratios, seed)
+    task, count, of_unit = items[0].task, Counter(strata), dict[str, str]()
+    choose = min if task.once_an_image else max
     for unit, own in zip(units, strata, strict=True):
         of_unit[unit] = choose(of_unit.get(unit, own), own, key=lambda name: (count[name], name))
     part_of = dict(zip(of_unit, parts.assign(list(of_unit.values()), ratios, seed), strict=True))
