@@ -37,6 +37,8 @@ _BYTES, _NUMBERS = 32_000, 128  # of the statistics, and the most numbers of fea
 _TAILS = 0.5  # independent directions count half, as features differ more from image to image than normal numbers
 _SOFT = 0.5  # features have heavier tails than normal ones, so that a class is less sure than these would make it
 _OWN = 10  # images of a class that weigh as much as all in the variance of its features
+_STORED = 2.0**-16  # of a square: a stored mean is off by 2**-11 at most, an eighth of the least deviation of an image
+_PIXEL = 5e-3  # what rounding to 8 bits adds to a pixel, in units of the pixels' usual deviation
 # light, red against green, and blue against yellow
 _CHANNELS = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [1.0, -1.0, 0.0], [-0.5, -0.5, 1.0]])
 # what is said of a window whose property is lower, or higher
@@ -106,9 +108,14 @@ class _Spread:
 
     @classmethod
     def of(cls, numbers: Tensor, labels: Tensor, counts: Tensor, together: bool) -> _Spread:
-        """Return the spread of `numbers` `(n, d)` of images with `labels` `(n,)`, `counts` `(c,)` of each class."""
+        """Return the spread of `numbers` `(n, d)` of images with `labels` `(n,)`, `counts` `(c,)` of each class.
+
+        A number varies at least as much as the rounding of its stored mean, and of pixels, can make it.
+        """
         images, present = len(numbers), int((counts > 0).sum())
         overall = numbers.mean(0)
+        rounded = overall.square() * _STORED + (0 if together else _rounded(overall).square())
+        least = _total(rounded, together).clamp_min(1e-12)
         sums = torch.zeros(len(counts), numbers.shape[1]).to(numbers).index_add(0, labels, numbers)
         own = sums / counts[:, None].clamp_min(1)
         ratio = torch.zeros(1 if together else numbers.shape[1]).to(numbers)
@@ -116,7 +123,7 @@ class _Spread:
             within = _total((numbers - own[labels]).square().sum(0), together) / (images - present)
             apart = _total((counts[:, None] * (own - overall).square()).sum(0), together) / (present - 1)
             usual = (images - counts.square().sum() / images) / (present - 1)
-            ratio = ((apart - within) / usual).clamp_min(0) / within.clamp_min(1e-12)
+            ratio = ((apart - within) / usual).clamp_min(0) / within.maximum(least)
         known = counts[:, None] * ratio / (1 + counts[:, None] * ratio)
         means = overall + known * (own - overall)
         if together:
@@ -125,7 +132,7 @@ class _Spread:
         else:  # with few images of each class, one number in fourteen would be thought too even by chance
             freedom = torch.full_like(ratio, images - 1.0)
             variance = numbers.var(0)
-        return cls(means, ratio, variance.clamp_min(1e-12), freedom)
+        return cls(means, ratio, variance.maximum(least), freedom)
 
     def noise(self, counts: Tensor, shares: Tensor, images: int) -> Tensor:
         """Return the variance of the mean of `images` around the mixture of classes, as a multiple of `variance`."""
@@ -179,7 +186,7 @@ class Watch:
             tensors |= {f"{look}.means": spread.means.half()}
             tensors |= {f"{look}.{name}": getattr(spread, name).float() for name in ("ratio", "variance", "freedom")}
         if self.own is not None:
-            tensors |= {"rank": torch.tensor([self.rank]), "own": self.own.half()}
+            tensors |= {"rank": torch.tensor([self.rank]), "own": self.own.clamp_min(torch.finfo(torch.half).tiny).half()}
         return tensors
 
     @classmethod
@@ -312,12 +319,9 @@ def properties(pixels: Tensor) -> Tensor:
     """
     starts = torch.linspace(0, pixels.shape[2] - 4, 16).round().long()
     bands = pixels[:, :, (starts[:, None] + torch.arange(4)).flatten()].float()
-    flat = bands.flatten(2)
-    means = flat.mean(2)
-    spread = torch.bmm(flat, flat.mT) / flat.shape[2] - means[:, :, None] * means[:, None]  # of the three channels
     found = []
-    for weights in _CHANNELS.to(bands):  # many times quicker than the same of each pixel
-        found += [means @ weights, _log((spread @ weights @ weights).clamp_min(0).sqrt())]
+    for each in (_CHANNELS.to(bands) @ bands.flatten(2)).unbind(1):  # so that equal channels differ by exactly 0
+        found += [each.mean(1), _log(each.std(1, correction=0))]
     light = bands.mean(1)
     rows = light.unflatten(1, (16, 4))
     coarse = F.avg_pool2d(light, 2).unflatten(1, (16, 2))
@@ -331,6 +335,14 @@ def properties(pixels: Tensor) -> Tensor:
         half = lines.shape[1] // 2
         found.append(lines[:, :half].mean(1) - lines[:, half:].mean(1))
     return torch.stack(found, 1).cpu().double()
+
+
+def _rounded(means: Tensor) -> Tensor:
+    """Return how far rounded pixels move each property `(14,)` of images: more where its logarithm is of little."""
+    strengths = torch.ones_like(means)
+    strengths[1:6:2] = means[1:6:2].exp()
+    strengths[6:9], strengths[9:12] = (means[6] / 2).exp(), (means[9] / 2).exp()
+    return _PIXEL / strengths
 
 
 def _log(values: Tensor) -> Tensor:
