@@ -69,12 +69,12 @@ def _nothing(block: nn.Module, x: Tensor) -> Tensor:
     return x
 
 
-def _random(seed: int) -> Callable[[str], PreTrainedModel]:
+def _random(seed: int) -> Callable[[str, torch.device], PreTrainedModel]:
     """Return a loader of a language model of the usual form, whose weights are random."""
     load = lm4visual.language_model
 
-    def drawn(spec: str) -> PreTrainedModel:
-        config = load(spec).config
+    def drawn(spec: str, device: torch.device) -> PreTrainedModel:
+        config = load(spec, device).config
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             made: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

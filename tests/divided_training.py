@@ -35,6 +35,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "imitated blocks": ("das", {"skipped": ["vision.1"], "imitate": 1}, {"accumulate": 2, "optimizer": "adamw"}),
     "pairs in contrast": ("lora", {"dropout": 0.0}, {"epochs": 1}),
     "sums over a batch": ("modx", {}, {"epochs": 1}),
+    "the best epoch": ("maple", {"depth": 2}, {"epochs": 6, "holdout": 0.25, "keep": "best", "patience": 1}),
 }
 STOPPED = ("edited towers", "conversations")
 # divided by items, of which the last of thirteen is alone in its batch; without an image, nothing reaches the tower

@@ -33,9 +33,9 @@ def vilt(answers: tuple[str, ...] | None = ANSWERS) -> FusionEncoder:
     return _backbone(_vilt(answers), "ViltImageProcessor")
 
 
-def bridgetower() -> FusionEncoder:
-    """transformers' BridgeTower."""
-    return _backbone(_bridgetower(), "BridgeTowerImageProcessor")
+def bridgetower(layers: int = 2) -> FusionEncoder:
+    """transformers' BridgeTower, with this number of layers in each stream."""
+    return _backbone(_bridgetower(layers), "BridgeTowerImageProcessor")
 
 
 KINDS: dict[str, Callable[[], FusionEncoder]] = {"vilt": vilt, "bridgetower": bridgetower}
@@ -62,12 +62,13 @@ def _vilt(answers: tuple[str, ...] | None) -> nn.Module:
 
 
 @cache
-def _bridgetower() -> nn.Module:
+def _bridgetower(layers: int) -> nn.Module:
     from transformers import BridgeTowerConfig, BridgeTowerModel
 
     text = _SIZES | {"vocab_size": len(tokenizer()), "intermediate_size": 64, "max_position_embeddings": 14}
-    vision = {"hidden_size": 64, "num_hidden_layers": 3, "image_size": IMAGE, "patch_size": 8}
-    config = BridgeTowerConfig(**_SIZES | {"num_hidden_layers": 2}, text_config=text, vision_config=vision)
+    text["num_hidden_layers"] = max(3, layers)
+    vision = {"hidden_size": 64, "num_hidden_layers": max(3, layers), "image_size": IMAGE, "patch_size": 8}
+    config = BridgeTowerConfig(**_SIZES | {"num_hidden_layers": layers}, text_config=text, vision_config=vision)
     return _seeded(lambda: BridgeTowerModel(config))
 
 

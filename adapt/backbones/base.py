@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -300,8 +301,12 @@ class DualEncoder(ImageEncoder):
 
     @property
     def logit_scale(self) -> float:
-        """The logit scale that multiplies cosine similarities, computed as the exponential of the learned log scale."""
-        return float(self._parameter.detach().float().exp())
+        """The logit scale that multiplies cosine similarities, computed as the exponential of the learned log scale.
+
+        An outline, on the meta device, has none: the result is NaN.
+        """
+        scale = self._parameter.detach()
+        return math.nan if scale.is_meta else float(scale.float().exp())
 
     @property
     def logit_bias(self) -> float:

@@ -74,7 +74,12 @@ def content(model: nn.Module) -> str:
 
 
 def sampled(name: str, parameter: Tensor) -> Tensor:
-    """Return the single value that represents `parameter` in a fingerprint; its index is derived from `name`."""
+    """Return the single value that represents `parameter` in a fingerprint; its index is derived from `name`.
+
+    Without values, on the meta device, it is NaN.
+    """
+    if parameter.is_meta:
+        return torch.tensor(torch.nan, device="cpu")
     return parameter.detach().flatten()[zlib.crc32(name.encode()) % parameter.numel()].float().cpu()
 
 
@@ -199,7 +204,7 @@ def _function(module: nn.Module) -> JSON:
     unknown function is described by a list of its values at a few inputs. If the module cannot process a vector, the
     result is the class name of a torch module, and None for other modules.
     """
-    probe = torch.tensor(_PROBE)
+    probe = torch.tensor(_PROBE, device="cpu")  # also while an outline is built
     try:
         output = copy.deepcopy(module).eval().forward(probe)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError):

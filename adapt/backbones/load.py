@@ -55,9 +55,10 @@ def load_backbone(spec: str, device: str | torch.device = ..., quantize: str | N
 def load_backbone(spec: str, device: str | torch.device = AUTO, quantize: str | None = None) -> Backbone:
     """Load the backbone named `spec`, such as mini-clip or hf:NAME; `adapt backbones` lists all forms of names.
 
-    By default, `device` is the accelerator of this process if there is one (see `adapt.common.devices`). If `quantize`
-    is nf4 or int8, the linear layers in the backbone's blocks are quantised. Raises AdaptError for an unknown form of
-    name, architecture, weight tag, folder, device or quantisation, and if quantisation needs bitsandbytes (the extra
+    By default, `device` is the accelerator of this process if there is one (see `adapt.common.devices`). On the device
+    meta, the backbone is an outline: it is made from its configuration, and no weights are read. If `quantize` is nf4
+    or int8, the linear layers in the backbone's blocks are quantised. Raises AdaptError for an unknown form of name,
+    architecture, weight tag, folder, device or quantisation, and if quantisation needs bitsandbytes (the extra
     `quantize`) but the library is not installed.
     """
     place = chosen(device)
@@ -84,12 +85,6 @@ def of_one_model(spec: str, device: torch.device) -> Backbone:
         )
     family = families.of(spec)
     with unpanicked(f"{spec} cannot be loaded, as its tokenizer fails"):
-        return family.load(spec, device) if family.claims(spec) else family.load_folder(Path(spec), spec)
-
-
-def hollow(path: Path, name: str | None) -> Backbone:
-    """Return the backbone described by the configuration in the folder `path`, with all weights on the meta device."""
-    import torch
-
-    with torch.device("meta"):
-        return families.of_folder(path).load_folder(path, name, tensors=False)
+        if family.claims(spec):
+            return family.load(spec, device)
+        return family.load_folder(Path(spec), spec, device.type != "meta")

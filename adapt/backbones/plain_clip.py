@@ -168,7 +168,9 @@ def load(folder: Path, name: str | None, tensors: bool) -> DualEncoder | None:
             return None
         stored = load_file(folder / WEIGHTS)
         model.load_state_dict({name: x.to(torch.float32, copy=True) for name, x in stored.items()}, assign=True)
-    later = torch.full((model.context_length,) * 2, float("-inf")).triu_(1)  # added to the scores of tokens that follow
+    square = (model.context_length,) * 2
+    # added to the scores of tokens that follow
+    later = torch.full(square, float("-inf"), device=model.logit_scale.device).triu_(1)
     model.register_buffer("attn_mask", later, persistent=False)
     pixels = config.preprocess_cfg
     preprocess = Preprocess(pixels.size, pixels.mean, pixels.std, pixels.interpolation)

@@ -56,6 +56,11 @@ def is_portable(spec: str | None) -> bool:
     return spec is not None and all(part in BUNDLED + PACKAGED or _hub_name(part) for part in _models(spec))
 
 
+def is_bundled(spec: str) -> bool:
+    """Return whether the backbone name `spec` is of the small models that are installed with adapt, and no others."""
+    return all(part in BUNDLED for part in _models(spec))
+
+
 def is_here(spec: str) -> bool:
     """Return whether the backbone named `spec` is of installed models or local folders, and needs no network."""
     parts = [spec] if os.path.isdir(spec) else _models(spec)  # False for a name too long for a file

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
     """Load the backbone `source`, a hub name or a folder, from safetensors only and without running remote code.
 
-    `name` becomes the backbone's name. If `tensors` is false, the model is created from its configuration alone. Raises
-    AdaptError if the type of model is not supported, or if transformers cannot load the model.
+    `name` becomes the backbone's name. If `tensors` is false, the model is created on the meta device, from its
+    configuration alone. Raises AdaptError if the type of model is not supported, or if transformers cannot load the
+    model.
     """
+    import torch
     import transformers
 
     with fetching(source):
@@ -42,7 +44,11 @@ def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
         named = next((each for each in classes if each in (config.architectures or ())), classes[-1])
         kind: Any = family.model_class(named)
         options = family.options.get(config.model_type, {})
-        model = whole(kind, source, exact=family.exact, **options) if tensors else kind(config, **options)
+        if tensors:
+            model = whole(kind, source, exact=family.exact, **options)
+        else:
+            with torch.device("meta"):
+                model = kind._from_config(config, **options)
         processor = _processor(source, family)
     return build(model.eval(), processor, name)
 

@@ -81,6 +81,7 @@ def recipes(
     name: str | None = None,
     *,
     data: Annotated[str | None, "Data set for which to show all settings and the papers' figures."] = None,
+    backbone: Annotated[str | None, "Backbone for which to show all settings, with --data."] = None,
     schema: Annotated[bool, "Print the JSON Schema of recipes, for checks and completion in editors."] = False,
     as_json: common.AsJson = False,
 ) -> None:
@@ -91,6 +92,7 @@ def recipes(
       adapt recipes
       adapt recipes coop
       adapt recipes coop --data eurosat
+      adapt recipes das --backbone open_clip:ViT-B-16-quickgelu/openai
       adapt recipes --schema > recipe.schema.json
     """
     if schema:
@@ -112,11 +114,14 @@ def recipes(
             click.echo("\n".join(f"{each:21} {title}" for each, title in titles.items()))
             click.echo("\nTo show one: adapt recipes NAME --data DATA")
         return
-    described = _described(find_recipe(name), data)
+    file = find_recipe(name)
+    if backbone is not None and data is None:
+        data = str(file.source() or "photos")  # data of one's own
+    described = _described(file, data, backbone)
     click.echo(plain.dump(described) if as_json else _as_text(described, data))
 
 
-def _described(file: RecipeFile, data: str | None) -> dict[str, object]:
+def _described(file: RecipeFile, data: str | None, backbone: str | None) -> dict[str, object]:
     """Return a recipe's description, command and settings, which are resolved for `data` if `data` is given."""
     from adapt.recipe import read_recipe
     from adapt.recipe.shipped import of_method, short
@@ -130,7 +135,8 @@ def _described(file: RecipeFile, data: str | None) -> dict[str, object]:
     described["others"] = [name for name in of_method(file.name.partition("/")[0]) if name != file.name]
     if data is None:
         return described | {"settings": file.settings, "on": file.on, "expected": file.expected}
-    resolved = read_recipe(file.name, data=data).model_dump(mode="json")
+    changes = [] if backbone is None else [("backbone", backbone)]
+    resolved = read_recipe(file.name, changes, data).model_dump(mode="json")
     return described | {"settings": resolved, "on": {}, "expected": file.expected_on(data)}
 
 

@@ -126,7 +126,7 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 def doubled(tensor: Tensor) -> Tensor:
     """Return `tensor` in double precision, moved to the CPU if its device (such as MPS) has no double precision."""
-    return (tensor if tensor.device.type in ("cpu", "cuda", "xpu") else tensor.cpu()).double()
+    return (tensor if tensor.device.type in ("cpu", "cuda", "xpu", "meta") else tensor.cpu()).double()
 
 
 def rng_states(device: torch.device) -> dict[str, Tensor]:

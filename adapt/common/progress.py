@@ -27,6 +27,8 @@ class LogEntry(TypedDict):
     images_per_second: float
     terms: NotRequired[dict[str, float]]
     """The terms of a loss that has several, by name."""
+    val: NotRequired[dict[str, float]]
+    """The main score on the validation items after the epoch that this step ends, by the name of the figure."""
 
 
 Report = Callable[[LogEntry], None]

@@ -94,26 +94,13 @@ class Split:
             raise AdaptError(f"data {self.name!r} contains {self.task.items_are}, which have no classes")
 
     def with_validation(self, seed: int) -> Split:
-        """Return a split with about a fifth of each class's training images, drawn by `seed`, moved to validation.
+        """Return a split with about a fifth of each class's training images moved to validation, as by `held_back`.
 
-        Images of a group (such as photographs of one object) always stay together. A class whose images all belong to
-        one group gets no validation images. Raises AdaptError if the split already has validation images.
+        Raises AdaptError if the split already has validation images.
         """
         if self.val:
             raise AdaptError(f"data {self.name!r} already has validation images")
-        stream, taken, staying = random.Random(seed), set[str](), set[str]()
-        for images in by_stratum(self.train):
-            sizes = Counter(item.kept_with for item in images)
-            drawn, wanted = list(sizes), max(1, len(images) // 5)
-            stream.shuffle(drawn)
-            staying.add(next((group for group in drawn if group not in taken), drawn[0]))
-            held = sum(sizes[group] for group in drawn if group in taken)
-            for group in drawn:
-                if held < wanted and group not in staying | taken:
-                    taken.add(group)
-                    held += sizes[group]
-        held_out = taken - staying
-        train, val = ([item for item in self.train if (item.kept_with in held_out) is out] for out in (False, True))
+        train, val = held_back(self.train, 1 / 5, seed)
         return replace(self, train=tuple(train), val=tuple(val))
 
     def only(self, classes: str) -> Split:
@@ -417,6 +404,27 @@ def by_stratum(items: Sequence[Item]) -> list[list[Item]]:
 
 def _flat(groups: Iterable[list[Item]]) -> Items:
     return tuple(chain.from_iterable(groups))
+
+
+def held_back(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:
+    """Return the items that stay, and about a `share` of each class's, but at least one, drawn by `seed`.
+
+    Groups, such as photographs of one object, stay together. Of a class whose images are all of one, none is drawn.
+    """
+    stream, taken, staying = random.Random(seed), set[str](), set[str]()
+    for images in by_stratum(items):
+        sizes = Counter(item.kept_with for item in images)
+        drawn, wanted = list(sizes), max(1, int(share * len(images)))
+        stream.shuffle(drawn)
+        staying.add(next((group for group in drawn if group not in taken), drawn[0]))
+        held = sum(sizes[group] for group in drawn if group in taken)
+        for group in drawn:
+            if held < wanted and group not in staying | taken:
+                taken.add(group)
+                held += sizes[group]
+    held_out = taken - staying
+    kept, out = ([item for item in items if (item.kept_with in held_out) is held] for held in (False, True))
+    return kept, out
 
 
 PARTS = ("train", "val", "test", "unlabelled")

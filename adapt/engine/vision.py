@@ -75,6 +75,8 @@ def _found_against(backbone: ImageEncoder) -> str | None:
 @torch.no_grad()
 def _agrees(backbone: ImageEncoder, tower: Tower) -> bool:
     """Return whether the fast path and the library's own forward give the same features for two random noise images."""
+    if backbone.device.type == "meta":
+        return True  # an outline has no values to compare
     size = getattr(getattr(backbone.model, "visual", None), "image_size", backbone.preprocess.size)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     noise = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))

@@ -20,7 +20,7 @@ from adapt.common.grouping import grouped
 from adapt.common.plain import JsonObject
 from adapt.evaluation import intervals
 from adapt.evaluation.intervals import Interval
-from adapt.evaluation.scores import QuestionScores
+from adapt.evaluation.scores import Figure, QuestionScores
 
 HALF = 0.5
 THRESHOLDS = tuple(0.5 + step / 20 for step in range(10))  # COCO's, 0.50 to 0.95
@@ -78,6 +78,7 @@ class BoxScores(QuestionScores):
 
     main: ClassVar[str] = "mean_iou"
     main_title: ClassVar[str] = "mean IoU"
+    compared_by: ClassVar[Figure] = Figure(main, main_title)
     has_classes: ClassVar[bool] = False
 
     boxes: tuple[tuple[Edges, ...], ...] = ()

@@ -15,9 +15,9 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from adapt.backbones import fingerprint
+from adapt.backbones import families, fingerprint
 from adapt.backbones.base import Backbone, block_paths, cut_out
-from adapt.backbones.load import COMPACT, hollow
+from adapt.backbones.load import COMPACT
 from adapt.backbones.tower import Absent
 from adapt.common.disk import new_folder, replacing, write_json
 from adapt.common.errors import AdaptError
@@ -106,7 +106,7 @@ def backbone_of(folder: Path) -> tuple[Backbone, frozenset[str]]:
         raise AdaptError(f"{folder} has compact format {record.format}, but this adapt reads {FORMAT}: upgrade adapt")
     name, tensors = read_header(folder / NAME).backbone, tensor_file.read(folder / COMPACT_WEIGHTS)
     with at_most(sum(x.numel() for x in tensors.values())):  # tensors without memory count too
-        backbone = hollow(folder, name)
+        backbone = families.of_folder(folder).load_folder(folder, name, tensors=False)
     try:
         if record.halves:
             tensors = {name: x.float() if x.is_floating_point() else x for name, x in tensors.items()}

@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.detpro import DetPro as DetPro
     from adapt.methods.dino_linear import DINOLinear as DINOLinear
     from adapt.methods.dpl import DPL as DPL
+    from adapt.methods.finetune import FineTune as FineTune
     from adapt.methods.gda import GDA as GDA
     from adapt.methods.gpt4image import GPT4Image as GPT4Image
     from adapt.methods.hec import HEC as HEC

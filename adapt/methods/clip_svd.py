@@ -141,7 +141,8 @@ class _Factors(nn.Module):
         return kept[1]
 
     def _composed(self) -> Tensor:
-        with torch.autocast(self._u.device.type, enabled=False):  # small changes of S would be rounded away
+        device = "cpu" if self._u.is_meta else self._u.device.type  # torch has no autocast for the meta device
+        with torch.autocast(device, enabled=False):  # small changes of S would be rounded away
             return self._u * self.vector_S @ self._v
 
 

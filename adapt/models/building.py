@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -129,8 +130,10 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
         needs_none = backbone.kind == "native VLM" or (backbone.kind == "dual encoder" and without_classes(method))
     names = () if needs_none else check_class_names(class_names)
     model = backbone.model  # frozen, so that building changes no batch statistics
+    outlined = torch.device("meta") if backbone.device.type == "meta" else nullcontext()
     with outside_inference_mode(), in_single_precision(), alone(model), frozen(model):
-        method.build(backbone, names)
+        with outlined:
+            method.build(backbone, names)
         _check_edits(backbone, method, len(names))
         if backbone.kind == "fusion encoder":
             add_head(cast("FusionEncoder", backbone), method, names)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
+from adapt.backbones.sources import is_bundled
 from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
@@ -21,6 +24,9 @@ from adapt.recipe.shipped import find_recipe
 if TYPE_CHECKING:
     from adapt.data.split import Split
     from adapt.methods.base import Method
+
+
+logger = logging.getLogger("adapt")
 
 
 class DataSection(StrictModel):
@@ -154,11 +160,24 @@ def read_recipe(
     if not isinstance(source, str):
         return build_recipe(file.settings | {"data": {"source": source}}, file.name)  # raises
     raw = ({} if protocol is None else {"calibrate": False}) | file.on_data(source)
+    chosen_for = raw.get("backbone", Recipe.model_fields["backbone"].default)
     for override in overrides:
         set_key(raw, override)
     one_length(raw, overrides)
     add_the_sets_own(raw, source)
-    return build_recipe(raw, file.name)
+    built = build_recipe(raw, file.name)
+    if isinstance(chosen_for, str) and is_bundled(chosen_for) and not is_bundled(built.backbone):
+        _warn_of_settings(file.name, chosen_for, built.backbone)
+    return built
+
+
+@cache
+def _warn_of_settings(name: str, chosen_for: str, backbone: str) -> None:
+    logger.warning(
+        "the settings of %s were chosen for %s, a small bundled model (mini-clip has 5 million parameters): for %s "
+        "they are only a start",
+        name, chosen_for, backbone,
+    )  # fmt: skip
 
 
 def build_recipe(raw: dict[str, object], where: str) -> Recipe:

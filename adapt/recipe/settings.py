@@ -131,6 +131,12 @@ class TrainSettings(StrictModel):
     """The loss of minimal pairs."""
     average: Average | None = None
     """An average of the trained tensors over the training, which replaces them at its end."""
+    keep: Literal["last", "best"] = "last"
+    """The epoch whose tensors are kept: the last, or the best by the main score on the validation items."""
+    patience: int | None = Field(default=None, ge=1)
+    """Epochs in a row without a better score, after which training ends; for keep: best."""
+    holdout: float | None = Field(default=None, gt=0, lt=1)
+    """Share of each class's training items that the seed draws for validation; groups and entities stay together."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the forward pass; the trained tensors stay fp32. auto: bf16 if steps pass through a tower on a GPU
     with bf16 hardware, fp32 otherwise. fp16 needs CUDA, and uses a loss scaler."""
@@ -195,6 +201,10 @@ class TrainSettings(StrictModel):
         if self.average and self.average.swa and isinstance(self.epochs, int) and self.average.swa.start > self.epochs:
             start = self.average.swa.start
             raise ValueError(f"swa starts at epoch {start}; expected at most {self.epochs}, the number of epochs")
+        if self.keep == "best" and self.average:
+            raise ValueError("average joins epochs, of which keep: best keeps one: leave out average, or keep")
+        if self.patience is not None and self.keep == "last":
+            raise ValueError("patience ends training some epochs after the best, but keep is last: set keep to best")
         if self.views is not None and self.augment == "none":
             raise ValueError("views needs augmented images: set augment to published, or leave out views")
         if self.schedule == "cosine_epoch":
@@ -271,6 +281,9 @@ class FitSettings(TypedDict, total=False):
     dpo: DPOSettings | Mapping[str, object]
     svco: SVCOSettings | Mapping[str, object]
     average: Average | Mapping[str, object] | None
+    keep: Literal["last", "best"]
+    patience: int | None
+    holdout: float | None
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     augment: Literal["published", "none"]
     views: int | None

@@ -20,6 +20,7 @@ from adapt.recipe.file import RecipeFile, read_file
 
 logger = logging.getLogger("adapt")
 FEW_SHOT = "few_shot"
+_USUAL = (FEW_SHOT, "questions")  # the protocol of a method's name alone
 _LONGEST = 1024  # characters of a file name
 # the recipes that a protocol can use, the first that exists
 _TAKES = {"domain_generalisation": ("domain_generalisation", "cross_dataset")}
@@ -101,7 +102,7 @@ def of_method(method: str) -> list[str]:
 def recipe_of(method: str, protocol: str | None = None) -> str | None:
     """Return the name of the default recipe of `method` (for `protocol`, if given), or None if there is no default."""
     recipes = of_method(method)
-    wanted = (*(_TAKES.get(protocol, (protocol,)) if protocol else ()), FEW_SHOT)
+    wanted = (*(_TAKES.get(protocol, (protocol,)) if protocol else ()), *_USUAL)
     named = [f"{method}/{each}" for each in wanted if f"{method}/{each}" in recipes]
     return next(iter(named or (recipes if len(recipes) == 1 else [])), None)
 

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Unpack, cast
 
@@ -23,7 +24,7 @@ from adapt.data.bags import has_bags
 from adapt.data.check import without_copies
 from adapt.data.decoding.files import file_id
 from adapt.data.item import Item, items_id
-from adapt.evaluation.evaluate import keep_examples
+from adapt.evaluation.evaluate import evaluate, keep_examples
 from adapt.formats.adapter import NAME
 from adapt.formats.tensor_file import checksum
 from adapt.models.base import Adapted, is_native
@@ -75,7 +76,8 @@ def fit(
       that look otherwise are noticed.
 
     Settings of the method that are tuned on the data are chosen on `val_set`, or by cross-validation if `val_set` is
-    empty; the choice of blocks to skip needs a `val_set`. A later call of `fit` keeps the chosen values.
+    empty; the choice of blocks to skip needs a `val_set`. A later call of `fit` keeps the chosen values. `keep="best"`
+    keeps the epoch that is best on `val_set`, or on the share `holdout` of the training items.
 
     `out` is a new run directory, or an existing run directory to continue with `resume`. A run directory contains the
     adapter, metrics, log and checkpoints. Photographs are rotated upright by EXIF if the items request the rotation, as
@@ -240,19 +242,20 @@ def _learn(training: Fitting, journal: Journal) -> dict[str, object]:
 
 def _steps(training: Fitting, journal: Journal) -> dict[str, object]:
     """Take all gradient steps, and return entries for metrics.json, such as the duration and the final loss."""
-    model, settings = training.model, training.settings
-    needed = check_memory(model, training.batches, settings, training.plan.processes.count)
+    model, settings, plan = training.model, training.settings, training.plan
+    needed = check_memory(model, training.batches, settings, plan.processes.count)
     if settings.average is not None:  # fail before a search takes its time
         epoch_weights(settings.average, Length.of(settings, len(training.batches)).epochs)
     with keeping_rng(model.backbone.device, training.seed):
         training.prepare()
-        training.plan.processes.begin_alike(model.method)
+        plan.processes.begin_alike(model.method)
         block = training.batches.block if isinstance(training.batches, KnownBatches) else None
         if block and isinstance(model, ImageModel) and model.unedited_blocks < block:
             del training.batches  # of inputs of this block, where the prepared method edits an earlier one
-        tasks.of(training.plan.train_set).prepare(training)
+        tasks.of(plan.train_set).prepare(training)
+        score = partial(evaluate, model, plan.val_set, workers=plan.workers, cache=plan.cache)
         trainer = Trainer(
-            model, training.batches, settings, training.run, saved=journal.saved, processes=training.plan.processes
+            model, training.batches, settings, training.run, saved=journal.saved, processes=plan.processes, score=score
         )
         journal.go_on(trainer.position.step)
         if not trainer.resumed:
@@ -267,6 +270,10 @@ def _steps(training: Fitting, journal: Journal) -> dict[str, object]:
 
             position = trainer.train(step_done, model.method.epoch_done)
     training.seconds = position.seconds
+    for entry in journal.history:
+        if "val" in entry and entry["epoch"] == position.kept:
+            [(figure, value)] = entry["val"].items()
+            training.note(kept={"epoch": position.kept + 1, "of": position.epoch, "figure": figure, "value": value})
     return {
         "seconds": round(position.seconds, 3),
         "steps": position.step,

@@ -261,7 +261,7 @@ class Fitting:
     def _stage(self, changed: dict[str, object]) -> TrainSettings:
         """Return the settings of a training stage, which are the settings of this training run with `changed` values.
 
-        The trained tensors are not averaged in a stage. Raises AdaptError for invalid settings.
+        Its tensors are neither averaged, nor those of the best epoch. Raises AdaptError for invalid settings.
         """
         own = self.settings.model_dump(exclude_unset=True) | {"average": None}
         lengths = ("epochs", "iterations", "iterations_per_shot")

@@ -23,13 +23,14 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from adapt import tasks
 from adapt.common import plain
-from adapt.common.devices import AUTO, prefers_bf16, rng_states, set_rng_states
+from adapt.common.devices import AUTO, keeping_rng, prefers_bf16, rng_states, set_rng_states
 from adapt.common.disk import replacing
 from adapt.common.errors import AdaptError
 from adapt.common.interrupt import graceful
 from adapt.common.progress import LogEntry, Report
 from adapt.common.shown import shown
 from adapt.data.item import Item
+from adapt.evaluation.scores import Scores
 from adapt.formats import tensor_file
 from adapt.formats.rebuild import load_tensors
 from adapt.formats.tensor_file import check_finite
@@ -114,6 +115,12 @@ class Position(BaseModel):
     batch: int = Field(default=0, ge=0)
     step: int = Field(default=0, ge=0)
     seconds: float = Field(default=0.0, ge=0)
+    scores: list[float] = []  # of epochs on validation items, more for better ones, if the best is kept
+
+    @property
+    def kept(self) -> int:
+        """The epoch, counted from 0, whose tensors are kept: the first with the best score, or else the last one."""
+        return self.scores.index(max(self.scores)) if self.scores else self.epoch - 1
 
 
 def _optimizer_state(optimizer: Optimizer, named: Mapping[str, object]) -> dict[int, dict[str, object]]:
@@ -171,9 +178,9 @@ class Length:
 class Trainer:
     """A trainer of one model, with an optimiser, a position in the training run, and the training loop.
 
-    By default, `parameters` are all parameters of the method, and `loss` is the model's loss. `saved` is called after
-    each checkpoint that contains all steps so far or, without a run and its checkpoints, at the same times; `before`
-    is called with the epoch, counted from 0, and the step, counted from 1, before each batch of a step.
+    By default, `parameters` are all of the method, and `loss` is the model's. `saved` is called after each checkpoint
+    that contains all steps so far or, without a run, at the same times; `before` with the epoch, counted from 0, and
+    the step, counted from 1, before each batch of a step; `score` after each epoch if the best is kept.
     """
 
     def __init__(
@@ -187,14 +194,17 @@ class Trainer:
         saved: Callable[[], None] = lambda: None,
         before: Before = lambda epoch, step: None,
         processes: Processes = ALONE,
+        score: Callable[[], Scores] | None = None,
     ) -> None:
         self.before, self.processes = before, processes
+        self.score = score if settings.keep == "best" else None
         self.model, self.batches, self.settings, self.run, self.loss = model, batches, settings, run, loss
         self.saved = saved
         self.length = Length.of(settings, len(batches))
         self.optimizer = make_optimizer(model, settings, parameters)
         self.scaler = torch.amp.GradScaler(model.backbone.device.type, enabled=settings.precision == "fp16")
         self.average = RunningAverage(model.method, settings.average, self.length.epochs) if settings.average else None
+        self.best = {name: each.clone() for name, each in self._learned.items()} if self.score else {}
         self.position = Position()
         self.resumed = run is not None and run.goes_on
         if run is not None and run.goes_on:
@@ -209,10 +219,18 @@ class Trainer:
         user stops the training. After an error, the checkpoint in the run directory contains the last good state.
         """
         self.model.train()
-        saved = time.monotonic()
+        saved, patience = time.monotonic(), self.settings.patience or self.length.epochs
         with graceful() as interrupt:
-            while self.position.epoch < self.length.epochs:  # a resumed last epoch may have no steps left
-                for entry in self._epoch():
+            while self.position.epoch < self.length.epochs:
+                if self.score is not None and self.position.epoch > self.position.kept + patience:
+                    break
+                for entry in self._epoch():  # none if the run was stopped after the epoch's last step
+                    if self.position.step == self.length.steps or self.position.batch == len(self.batches):
+                        epoch_done(self.position.epoch, self.length.epochs)
+                        if self.average is not None:
+                            self.average.epoch_done(self.position.epoch)
+                        if self.score is not None:
+                            entry["val"] = self._validate(self.score)
                     report(entry)
                     if self.processes.any(interrupt.requested):
                         self._keep()
@@ -220,9 +238,6 @@ class Trainer:
                     if time.monotonic() - saved > 60 * self.settings.checkpoint_minutes:
                         self._keep()
                         saved = time.monotonic()
-                epoch_done(self.position.epoch, self.length.epochs)
-                if self.average is not None:
-                    self.average.epoch_done(self.position.epoch)
                 self.position.epoch, self.position.batch = self.position.epoch + 1, 0
                 self._keep()
         if not finite(self.model.method):
@@ -232,7 +247,20 @@ class Trainer:
             )
         if self.average is not None:
             self.average.settle()
+        if self.best:
+            _fill(self._learned, self.best)
         return self.position
+
+    def _validate(self, score: Callable[[], Scores]) -> dict[str, float]:
+        """Return the main score after the current epoch by its name, and keep the tensors if it is the best so far."""
+        self.model.eval()
+        with keeping_rng(self.model.backbone.device):
+            scores = self.processes.agreed(score())  # all score, and none waits for one that fails
+        self.model.train()
+        self.position.scores.append(float(scores.merits.double().mean()))
+        if self.position.kept == self.position.epoch:
+            _fill(self.best, self._learned)
+        return {scores.compared_by.name: scores.figures()[scores.compared_by.name]}
 
     def _epoch(self) -> Iterator[LogEntry]:
         """Take the remaining steps of the current epoch, and yield a log entry (loss, rate, ...) for each step."""
@@ -329,10 +357,17 @@ class Trainer:
         self.saved()
 
     @property
+    def _learned(self) -> dict[str, Tensor]:
+        """The tensors of the method, also those that only training needs."""
+        beside = {f"beside.{name}": value for name, value in self.model.method.training_state().items()}
+        return self.model.method.state_dict() | beside
+
+    @property
     def _beside(self) -> dict[str, Tensor]:
         """The tensors of the training that the adapter does not need."""
-        average = {f"average.{name}": value for name, value in (self.average.values if self.average else {}).items()}
-        return average | {f"method.{name}": value for name, value in self.model.method.training_state().items()}
+        average = self.average.values if self.average else {}
+        kinds = {"average": average, "best": self.best, "method": self.model.method.training_state()}
+        return {f"{kind}.{name}": value for kind, own in kinds.items() for name, value in own.items()}
 
     def _save(self, run: Run) -> None:
         """Replace the checkpoint of `run` atomically."""

@@ -16,7 +16,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.validation import explain
 from adapt.data.bags import BagPooling, has_bags, singles, views_of
 from adapt.data.item import Item, items_id
-from adapt.data.split import are_turned, folds
+from adapt.data.split import are_turned, folds, held_back
 from adapt.methods.base import Method, trait
 from adapt.methods.base.class_loss import CROSS_ENTROPY, ClassLoss
 from adapt.methods.base.training import Part
@@ -33,6 +33,7 @@ from adapt.training.processes import ALONE, Processes, dividing, processes_on
 logger = logging.getLogger("adapt")
 # the fewest, and the most: in many folds a model learns from nearly as many images as the final one
 CALIBRATION_FOLDS = 3, 16
+_TO_HOLD_OUT = "a class with at least two images (or groups of images), one of which can be held out"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,14 @@ def planned(
         raise AdaptError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
     model.turn(are_turned(chain(train_set, val_set, test_set)))
     chosen = _settings(model, settings, cache, tasks.of(train_set) if train_set else None)
+    if chosen is not None and (share := chosen.holdout):
+        if val_set:
+            raise AdaptError(f"train.holdout is {share:g}, but there are validation items: leave out train.holdout")
+        train_set, val_set = held_back(train_set, share, seed)
+        if not val_set:
+            raise AdaptError(f"train.holdout needs {_TO_HOLD_OUT}: give more images, or leave out train.holdout")
+    if chosen is not None and chosen.keep == "best" and not (val_set and tasks.of(val_set).scored):
+        raise AdaptError("train.keep is best, but no labelled validation items tell which: give some, or train.holdout")
     model.answers = replace(model.answers, pooling=pooling)
     if pooling == "logits":
         train_set = singles(train_set)
@@ -300,8 +309,8 @@ def calibrates(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item
 
     If it can be, but no image can be held out, a warning is logged. By default nothing is calibrated where images may
     have several labels, and on data in which only other classes than those of the training images may be met, as where
-    all of these are normal. Raises AdaptError
-    if calibration is asked for, and the data do not allow it, or there are no images to choose a temperature on.
+    all of these are normal. Raises AdaptError if calibration is asked for, and the data do not allow it, or there are
+    no images to choose a temperature on.
     """
     by_folds = isinstance(model, ImageModel) and calibrates_by_folds(model.method) and not of_texts(train_set)
     task = tasks.of(train_set) if train_set and model.class_names else None
@@ -321,8 +330,7 @@ def calibrates(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item
         )
     if val_set or any(fold is not None for fold in folds(train_set, CALIBRATION_FOLDS[0], 0)):
         return True
-    needs = "a class with at least two images (or groups of images), one of which can be held out"
     if asked:
-        raise AdaptError(f"calibrate needs {needs}: give more images, or leave out calibrate")
-    logger.warning("the probabilities are not calibrated, which needs %s", needs)
+        raise AdaptError(f"calibrate needs {_TO_HOLD_OUT}: give more images, or leave out calibrate")
+    logger.warning("the probabilities are not calibrated, which needs %s", _TO_HOLD_OUT)
     return False

@@ -53,6 +53,9 @@ class Result:
         lines = [f"{count:,} trained parameters, {seconds:.1f} s on {self.metrics['device']}"]
         if "processes" in self.metrics:
             lines[0] += f", as one of {self.metrics['processes']} processes"
+        if kept := self.metrics.get("kept"):
+            best = f"{kept['figure']} {kept['value']:.4g} on validation items".replace("_", " ")
+            lines.append(f"kept       epoch {kept['epoch']} of {kept['of']}: {best}")
         lines += self._compared()
         lines += [f"{heading:<10} {text}" for heading, text in self.metrics.get("summary", {}).items()]
         if "intervals" in (adapted := self.metrics.get("adapted", {})):
@@ -131,6 +134,9 @@ class Result:
         figure = Figure(figsize=(9, 3.7), layout="constrained")
         figure.suptitle(self._title())
         loss_axes, accuracy_axes = figure.subplots(1, 2)
+        for axes in (loss_axes, accuracy_axes):
+            axes.set_xlabel("epoch")
+            axes.locator_params("x", integer=True)
         curves = {"loss": [entry["loss"] for entry in self.history]}
         curves |= {term: [entry["terms"][term] for entry in self.history] for term in self.terms}
         for term, values in curves.items():
@@ -138,11 +144,16 @@ class Result:
         if self.terms:
             loss_axes.legend(fontsize="small")
         loss_axes.set_ylabel("loss on training images")
-        of_numbers = "text" in self.metrics.get("adapted", {})  # whose words say little
+        of_numbers = any("text" in self.metrics.get(part, {}) for part in ("adapted", "val"))  # whose words say little
         fitted = [100 * entry["accuracy"] for entry in self.history if "accuracy" in entry and not of_numbers]
         if fitted:
             self._draw(accuracy_axes, fitted, "training images, during training", thin=True)
-        accuracy_axes.set_ylabel("accuracy, %")
+        accuracy_axes.set_ylabel("error" if of_numbers else "accuracy, %")
+        if kept := self.metrics.get("kept"):
+            unit, label = 1 if of_numbers else 100, f"validation items, {kept['figure']}".replace("_", " ")
+            told = [(each["epoch"] + 1, unit * each["val"][kept["figure"]]) for each in self.history if "val" in each]
+            accuracy_axes.plot(*zip(*told, strict=True), ".-", color="#d62728", label=label)
+            accuracy_axes.axvline(kept["epoch"], color="#d62728", ls=":", label=f"epoch {kept['epoch']}, which is kept")
         if "adapted" in self.metrics and not of_numbers:
             accuracy = 100 * self.accuracy
             accuracy_axes.axhline(accuracy, color="#2ca02c", lw=2.5, label=f"test images, adapted: {accuracy:.1f} %")
@@ -153,7 +164,7 @@ class Result:
             frozen, name = 100 * self.zero_shot_accuracy, self.metrics.get("baseline", "zero-shot")
             accuracy_axes.axhline(frozen, color="#7f7f7f", ls="--", label=f"test images, {name}: {frozen:.1f} %")
         if accuracy_axes.has_data():
-            accuracy_axes.set_ylim(0, 102)
+            accuracy_axes.set_ylim(0, None if of_numbers else 102)
             accuracy_axes.legend(fontsize="small", loc="best")
         else:  # images without labels, or with numbers
             accuracy_axes.remove()
@@ -181,8 +192,6 @@ class Result:
         means = [sum(each) / len(each) for each in by_epoch.values()]
         style = {"lw": 1.2, "ls": "-."} if thin else {"color": "#1f77b4"}
         axes.plot([epoch + 1 for epoch in by_epoch], means, label=label, **style)
-        axes.set_xlabel("epoch")
-        axes.locator_params("x", integer=True)
 
 
 def read_history(log: Path) -> list[LogEntry]:

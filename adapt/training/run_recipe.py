@@ -101,8 +101,8 @@ def with_validation(split: Split, recipe: Recipe) -> Split:
     chosen = [setting] if (setting := chosen_setting(method)) else []
     by_folds = recipe.train is None and calibrates_by_folds(method)
     chosen += ["the temperature"] * (recipe.calibrate is True and not by_folds)
-    if split.val or not chosen or recipe.data.sampling == "clip-lora":  # which samples validation images itself
-        return split
+    if split.val or not chosen or (recipe.train and recipe.train.holdout) or recipe.data.sampling == "clip-lora":
+        return split  # the last two take validation images from those that are sampled
     carved = split.with_validation(recipe.seed)
     if carved.val:
         logger.warning(

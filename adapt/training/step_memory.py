@@ -1,6 +1,7 @@
 """An estimate of the memory of a training step, before training starts.
 
-What a step keeps for its backward pass is measured on two images and on the classes, under the method's edits.
+What a step keeps for its backward pass is measured on two images and on the classes, under the method's edits. To it
+are added the gradients of the trained parameters, and the averages that an optimiser keeps of them.
 
 For conversations it is a formula over the sizes of the model and of the conversations. A block of width d whose
 MLP has the hidden width h keeps about 8 d + 2 kv + 4 h numbers of each token, where kv is the width of keys and of
@@ -138,9 +139,11 @@ def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, proc
             step = step_bytes(model, block)
     size, free = -(-min(settings.batch_size, len(batches.items)) // processes), free_bytes(model.backbone.device)
     each = largest(batches.items)
-    needed = step.of(size * each)
+    # gradients and the optimiser's averages
+    held = sum(parameter.nbytes for parameter in model.method.trains()) * (2 if settings.optimizer == "sgd" else 3)
+    needed = held + step.of(size * each)
     if needed > free:
-        fitting = next((n for n in range(size - 1, 0, -1) if step.of(n * each) <= free), 0)
+        fitting = next((n for n in range(size - 1, 0, -1) if held + step.of(n * each) <= free), 0)
         if fitting:
             accumulate = -(-size // fitting) * settings.accumulate
             advice = f"set train.batch_size to {fitting * processes} and train.accumulate to {accumulate}"

@@ -1,7 +1,8 @@
-"""`adapt train --dry-run`: what a recipe would do, without training, and without the weights of a native model."""
+"""`adapt train --dry-run`: what a recipe would do, without training, and without weights."""
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -18,7 +19,7 @@ from adapt.data import Item
 from adapt.methods import LoRA
 from adapt.methods.base.step import total
 from adapt.models.native_vlm import ChatModel
-from adapt.training import step_memory
+from adapt.training import dry_run, step_memory
 from adapt.training.step_memory import chat_bytes
 
 CHATS = adapt.data.load("emoji-chats@fluent-3d")
@@ -57,9 +58,53 @@ def test_a_start_is_checked(tmp_path: Path) -> None:
     assert "Error" in result.output
 
 
-def test_the_other_backbones_are_loaded() -> None:
-    lines = planned("coop", "--data", "emoji", "--shots", "4").splitlines()
+def test_a_named_architecture_needs_no_weights() -> None:
+    """ViT-B/16 of open_clip, whose weights are not on this machine; 16 contexts of width 512."""
+    found = planned("coop", "--data", "emoji", "--backbone", "open_clip:ViT-B-16-quickgelu/openai", "--shots", "4")
+    lines = found.splitlines()
+    assert lines[0] == "backbone   open_clip:ViT-B-16-quickgelu/openai, 149.6 million parameters"
+    assert lines[1].endswith(f"coop, {512 * 16:,} trained parameters")
     assert lines[3] == "training   30 epochs, 90 steps on 32 images each"
+    assert lines[4].startswith("tokens     197 of an image, ")
+    assert "570.8 MiB of weights" in lines[5]
+    assert "a step, which is estimated before the first one" in lines[6]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "data", "bundled_name", "trained"),
+    [
+        ("das", "emoji-questions", "mini-vilt", 335_498),
+        ("vlora", "emoji-questions", "mini-clip+mini-lm", 1_447_168),
+        ("lora/vision", "emoji", "vision:mini-clip", None),
+        ("lda", "emoji", "mini-clip", 6_168),
+    ],
+)
+def test_each_kind_is_planned_on_an_outline_as_on_the_model(
+    recipe: str, data: str, bundled_name: str, trained: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = planned(recipe, "--data", data).splitlines()
+    assert bundled_name in lines[0]
+    if trained is not None:
+        assert f"{trained:,} trained parameters" in lines[1]
+    usual = dry_run.load_backbone
+    monkeypatch.setattr(dry_run, "load_backbone", lambda name, device: usual(name, "cpu"))
+    loaded = planned(recipe, "--data", data).splitlines()
+    assert loaded[:-2] == lines[:-2]  # the last two are of memory: buffers, and what is free
+
+
+def test_an_outline_has_no_values() -> None:
+    outline, model = adapt.load_backbone("mini-clip", "meta"), adapt.load_backbone("mini-clip", "cpu")
+    assert {name: x.shape for name, x in outline.model.state_dict().items()} == {
+        name: x.shape for name, x in model.model.state_dict().items()
+    }
+    assert all(each.is_meta for each in (*outline.model.parameters(), *outline.model.buffers()))
+    assert math.isnan(outline.logit_scale)
+
+
+def test_a_configuration_that_is_not_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(AdaptError, match="cannot load 'dandelin/none-of-it'"):
+        adapt.load_backbone("hf:dandelin/none-of-it", "meta")
 
 
 def test_what_training_would_refuse_is_refused() -> None:

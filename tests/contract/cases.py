@@ -36,6 +36,7 @@ _IN_VISION_BLOCKS = (
     "bitfit",
     "das",
     "dpl",
+    "finetune",
     "hicropl",
     "ivlp",
     "ln_tuning",
@@ -74,6 +75,7 @@ TRAINED_BY_STEPS = tuple(name for name in ALL if name not in (*_BY_NO_STEP, "uni
 _OUTSIDE_BLOCKS = (*_ON_FEATURES, "dino_linear", "lm4visual", "vl2v")
 TRAINED_INSIDE = tuple(name for name in TRAINED_BY_STEPS if name not in _OUTSIDE_BLOCKS)
 ALL_WITH_TEXT = tuple(name for name in ALL if name not in _WITHOUT_PROMPTS)
+OWN_WEIGHTS = ("finetune",)  # which only the library's forward reads, and of which a file holds the differences
 BY_TRAINED_CLASSES = ("mmrl", "mmrlpp")  # whose answer is another one where a class is asked that was not trained
 KINDS = tuple(tiny_backbones.KINDS)
 CLIPS = ("open_clip", "hf_clip")

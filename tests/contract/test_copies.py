@@ -11,7 +11,7 @@ import pytest
 import tiny_fusion
 import tiny_llms
 import torch
-from cases import ALL, CLIPS, TRAINED_BY_STEPS, build, pairs
+from cases import ALL, CLIPS, OWN_WEIGHTS, TRAINED_BY_STEPS, build, pairs
 from checks import assert_untouched, gradient, loss_of, perturb, relative, scaled, snapshot
 from selection import by_turns
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ def test_copies_of_models_that_answer_questions(kind: str) -> None:
         assert scaled(copied(images, questions), expected) < 1e-6
 
 
-@pairs(TRAINED_BY_STEPS, CLIPS)
+@pairs([name for name in TRAINED_BY_STEPS if name not in OWN_WEIGHTS], CLIPS)
 def test_tensors_that_take_the_place_of_parameters_count(method: str, backbone: Backbone, images: Tensor) -> None:
     """By `load_state_dict(assign=True)`, and for one call by `torch.func.functional_call`."""
     model = build(method, backbone).eval()

@@ -18,7 +18,7 @@ import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
 from adapt.formats.export import forms, tracing
 from adapt.methods.base import ImageStep
-from adapt.methods.base.traits import EncodesImages, has_trait
+from adapt.methods.base.traits import EncodesImages, OwnWeights, has_trait
 
 REFUSED = {
     "cocoop": "this cocoop cannot be exported: its class features depend on the image",
@@ -37,7 +37,7 @@ def check_forms(model: AdaptedModel, images: Tensor, folder: Path) -> None:
         tensor is state[name] or torch.equal(tensor, state[name]) for name, tensor in model.method.state_dict().items()
     )
     read = [name for name in program.state_dict if name.startswith("backbone.")]
-    assert read or has_trait(model.method, EncodesImages)  # whose tower is its own
+    assert read or any(has_trait(model.method, kind) for kind in (EncodesImages, OwnWeights))  # whose tower is its own
     assert [name for name in read if "text" in name or "token_embedding" in name] == []
     with torch.no_grad():
         outputs = tracing.outputs(ImageStep(model, images))

@@ -24,6 +24,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "compose": {"methods": [{"name": "ln_tuning", **_ON_VISION}, {"name": "lora", "dropout": 0.0, **_ON_VISION}]},
     "clip_svd": _ON_VISION,
     "das": {"skipped": ["vision.1"], "reduction": 2, **_ON_VISION},
+    "finetune": {},
     "gpt4image": {"rank": 2},
     "ivlp": {"n_ctx_text": 0, "n_ctx_vision": 3, "depth_vision": 2},
     "ln_tuning": _ON_VISION,
@@ -56,7 +57,7 @@ def fits(method: str, kind: str) -> bool:
         return kind == "heads"
     if kind == "aimv2":  # RMS norms
         return method not in ("bitfit", "ln_tuning", "compose")
-    return (method, kind) != ("ivlp", "dinov3_vit")  # rotary
+    return (method, kind) not in (("ivlp", "dinov3_vit"), ("finetune", "radio"))  # rotary; features without a graph
 
 
 def pairs(names: tuple[str, ...], kinds: tuple[str, ...] = tiny_vision.KINDS) -> Decorator:
@@ -95,7 +96,7 @@ def test_the_fast_path_gives_the_librarys_features(kind: str) -> None:
         assert scaled(vision.encode(backbone, pixels, []), backbone.encode_image(pixels)) < 1e-5
 
 
-@pairs(_TRAINED, tiny_vision.FAST)
+@pairs(tuple(name for name in _TRAINED if name != "finetune"), tiny_vision.FAST)  # which has no fast path
 def test_both_paths_give_the_same_logits_and_gradients(method: str, kind: str) -> None:
     fast, plain = (build(method, kind, fast=fast) for fast in (None, False))
     assert (fast.vision_path, plain.vision_path) == ("fast", "plain")
@@ -132,6 +133,7 @@ def test_a_saved_adapter_loads_bit_for_bit(method: str, kind: str, tmp_path: Pat
         ("zero_shot", "vit", "zero_shot adapts a dual encoder or a "),
         ("lora", "convnext", "the vision tower of ConvNextModel has no transformer blocks"),
         ("ivlp", "dinov3_vit", "learned tokens cannot be added to the vision tower, whose rotary attention"),
+        ("finetune", "radio", "the features of RadioModel give its weights no gradient"),
         ("ln_tuning", "aimv2", "ln_tuning tunes layer norms, but this backbone has Aimv2RMSNorm"),
     ],
 )

@@ -51,6 +51,7 @@ def test_figures_of_answers() -> None:
     assert scores.right == (True, False, False, False, True, False)
     figures = scores.figures()
     assert figures["mean_iou"] == pytest.approx(2.9 / 6)
+    assert figures[scores.compared_by.name] == pytest.approx(float(scores.merits.mean()))
     assert figures["readable"] == pytest.approx(5 / 6)
     assert (figures["precision"], figures["recall"], figures["f1"]) == pytest.approx((2 / 4, 2 / 5, 4 / 9))
     assert scores.intervals["mean_iou"].low < figures["mean_iou"] < scores.intervals["mean_iou"].high

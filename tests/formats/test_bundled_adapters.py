@@ -28,7 +28,7 @@ ROWS = {
 def test_all_are_in_the_table_and_small() -> None:
     assert sorted(ROWS) == [file.stem for file in FILES]
     assert {"coop", "maple", "lora", "tip_adapter_f", "das", "vlora"} == set(ROWS)
-    assert sum(file.stat().st_size for file in FILES) < 4 * 2**20
+    assert sum(file.stat().st_size for file in FILES) < 8 * 2**20
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -70,4 +70,4 @@ def test_it_classifies_the_picture_of_the_readme(file: Path) -> None:
 def test_vlora_answers_a_question() -> None:
     model = adapt.load(FOLDER / "vlora.safetensors")
     [prediction] = model.predict([ROOT / "notebooks" / "example.png"], question="what is this?")
-    assert prediction.class_name in model.class_names
+    assert "flower" in prediction.class_name

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, methods
-from adapt.backbones.load import hollow
+from adapt.backbones.families.open_clip_models import OpenCLIPModels
 from adapt.backbones.tower import Absent
 from adapt.formats import COMPACT_WEIGHTS, adapter, compact
 
@@ -121,13 +121,16 @@ def test_values_that_are_exact_in_half_precision_are_kept_so(tiny: Backbone, ima
 def test_the_blocks_never_get_memory(tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, made = compact.export(light(tiny, "vision.1"), tmp_path / "light"), []
 
-    def hollow_and_kept(*arguments: Any) -> Backbone:
-        backbone = hollow(*arguments)
+    usual = OpenCLIPModels.load_folder
+
+    def hollow_and_kept(*arguments: Any, tensors: bool) -> Backbone:
+        assert not tensors
+        backbone = usual(*arguments, tensors)
         made.append(backbone.towers["vision"].blocks[1].module)
         assert all(tensor.is_meta for tensor in [*backbone.model.parameters(), *backbone.model.buffers()])
         return backbone
 
-    monkeypatch.setattr(compact, "hollow", hollow_and_kept)
+    monkeypatch.setattr(OpenCLIPModels, "load_folder", hollow_and_kept)
     loaded = adapt.load(folder)
     block = loaded.backbone.towers["vision"].blocks[1]
     assert isinstance(block.module, Absent)

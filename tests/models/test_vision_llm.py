@@ -298,14 +298,14 @@ def test_a_language_model_by_its_folder(folder: Path, tmp_path: Path) -> None:
 
 def test_eyes_and_language_models_that_cannot_be_had(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(AdaptError, match="is a fusion encoder; expected a CLIP, SigLIP or vision encoder for"):
-        with_language_model(tiny_fusion.vilt(), str(folder))
+        with_language_model(tiny_fusion.vilt(), str(folder), torch.device("cpu"))
     clip = tiny_backbones.backbone("open_clip")
     with pytest.raises(
         AdaptError, match="the language model 'no/such' is not an existing folder; give a folder, hf:NAME or mini-lm"
     ):
-        with_language_model(clip, "no/such")
+        with_language_model(clip, "no/such", torch.device("cpu"))
     with pytest.raises(AdaptError, match=r"cannot load .* with transformers"):
-        with_language_model(clip, str(tmp_path))
+        with_language_model(clip, str(tmp_path), torch.device("cpu"))
 
 
 def test_examples_stand_before_the_question(pictures: Tensor, tmp_path: Path) -> None:

@@ -157,7 +157,10 @@ def test_recipes_by_name(
     ("name", "message"),
     [
         ("compose", "compose has several recipes: choose compose/das_lora or compose/mblip or compose/vlora_lora"),
-        ("dpl/eurosat", "dpl has no recipe 'eurosat': choose dpl/few_shot, and choose data sets with --data"),
+        (
+            "dpl/eurosat",
+            "dpl has no recipe 'eurosat': choose dpl/cross_dataset or dpl/few_shot, and choose data sets with --data",
+        ),
         ("mapel", "nor a recipe called 'mapel'; did you mean 'maple'"),
         ("none.yaml", "nor a recipe called 'none.yaml'"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 from statistics import harmonic_mean, mean
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import open_clip
 import pytest
 import tiny_backbones
+import tiny_fusion
 import tiny_llms
 import tiny_natives
 import torch
@@ -22,9 +24,10 @@ from adapt import methods
 from adapt.backbones.base import Backbone
 from adapt.backbones.joined import joined
 from adapt.backbones.native_eyes import NativeEyes
+from adapt.backbones.sources import is_bundled
 from adapt.cli import main, options
 from adapt.data.readers import names_file, published
-from adapt.recipe import Recipe, build_recipe, read_recipe
+from adapt.recipe import Recipe, _warn_of_settings, build_recipe, read_recipe
 from adapt.recipe.file import OWN, RecipeFile, read_file
 from adapt.recipe.shipped import find_recipe, shipped
 from adapt.training import run_recipe
@@ -45,7 +48,8 @@ _COOP_TEMPLATES = {
 }
 
 _NATIVE = {"lora/smolvlm": "smolvlm", "lora/qwen_vl": "qwen2_5_vl", "lora/llava": "llava"}  # and their tiny models
-_OF_TWO_MODELS = ("compose/mblip",)
+_OF_TWO_MODELS = ("compose/mblip", "vlora/pretrain", "vlora/finetune")
+_OF_QUESTIONS = {"das/vqa": tiny_fusion.vilt, "das/meter": partial(tiny_fusion.bridgetower, 6)}
 _OF_HEADS = ("hec/few_shot", "savs/few_shot")
 every_recipe = pytest.mark.parametrize("name", shipped())
 every_data_set = pytest.mark.parametrize("data", sorted(_ELEVEN))
@@ -102,7 +106,10 @@ def _of_its_kind(name: str, clip: Backbone) -> Backbone:
     if name in _OF_HEADS:
         return NativeEyes(tiny_natives.backbone("qwen2_5_vl"), "heads")
     if name in _OF_TWO_MODELS:
-        return tiny_llms.vision_llm("llama")
+        outlined = tiny_llms.vision_llm("llama").to("meta")  # VLoRA's generator of 7B has 2 billion numbers
+        return outlined if name.startswith("vlora") else tiny_llms.vision_llm("llama")
+    if name in _OF_QUESTIONS:
+        return _OF_QUESTIONS[name]()
     return tiny_natives.backbone(_NATIVE[name]) if name in _NATIVE else clip
 
 
@@ -176,7 +183,7 @@ def _stop() -> None:
 def test_all_are_listed_by_their_names() -> None:
     folder = Path(__file__).resolve().parents[2] / "recipes"
     assert list(shipped().values()) == sorted(folder.rglob("*.yaml"))
-    assert len(shipped()) <= 101  # one for each kind of protocol that a paper has settings for
+    assert len(shipped()) <= 107  # one for each kind of protocol that a paper has settings for
     assert {f"{method}/few_shot" for method in _OF_ELEVEN} < shipped().keys()
 
 
@@ -316,3 +323,55 @@ def test_ones_own_images_have_the_papers_backbone(method: str) -> None:
     recipe = read_recipe(method, data="photos/")
     assert recipe.backbone == "open_clip:ViT-B-16-quickgelu/openai"
     assert (recipe.data.root, recipe.data.template, recipe.data.sampling) == (None, "a photo of a {}.", "coop")
+
+
+@every_recipe
+def test_settings_of_a_bundled_model_are_said_to_be_such(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Or the recipe has a published part, which is what one's own data take."""
+    _warn_of_settings.cache_clear()
+    own = read_recipe(name, data="photos").backbone
+    read_recipe(name, ["backbone=hf:some/model"], "photos")
+    read_recipe(name, ["backbone=hf:some/model"], "photos")
+    said = [record.getMessage() for record in caplog.records if "were chosen for" in record.getMessage()]
+    assert len(said) == is_bundled(own)
+    assert all(f"the settings of {name} were chosen for {own}, a small bundled model" in each for each in said)
+
+
+@pytest.mark.parametrize("name", ["dpl", "ctp_tft", "coop", "maple"])
+@pytest.mark.parametrize("data", ["photos", "eurosat"])
+def test_methods_for_a_dual_encoder_start_from_one_backbone(name: str, data: str) -> None:
+    assert read_recipe(name, data=data).backbone == "open_clip:ViT-B-16-quickgelu/openai"
+
+
+def test_dpl_stands_at_maples_settings() -> None:
+    for protocol in ("base_to_new", "cross_dataset"):
+        dpl, maple = (read_recipe(name, data="imagenet", protocol=protocol) for name in ("dpl", "maple"))
+        assert dpl.train == maple.train
+        assert dpl.method["depth_text"] == dpl.method["depth_vision"] == maple.method["depth"]
+
+
+def test_das_and_vlora_have_the_references_settings() -> None:
+    for name, size, rate, skip, head, kept in (("das/vqa", 256, 1e-4, 1, 10, 1), ("das/meter", 512, 25e-6, 4, 50, 5)):
+        recipe = read_recipe(name, data="photos")
+        train = recipe.train
+        assert train is not None
+        assert (train.batch_size * train.accumulate, train.lr, train.epochs) == (size, rate, 10)
+        assert (train.weight_decay, train.schedule, train.warmup) == (0.01, "linear_iteration", 0.1)
+        assert train.betas == (0.9, 0.98)
+        config = methods.find("das")(**recipe.method_config).config.model_dump()
+        assert {
+            "skip": skip,
+            "search_epochs": 3,
+            "warmup_epochs": 1,
+            "turn": 10,
+            "draws": 3,
+            "gate_lr": 1.0,
+            "head_rate": head,
+            "kept_rate": kept,
+        }.items() <= config.items()
+    for name, size, rate, dim in (("vlora/pretrain", 768, 5e-5, 1024), ("vlora/finetune", 128, 2e-5, 512)):
+        recipe = read_recipe(name, data="photos")
+        train = recipe.train
+        assert train is not None
+        assert (train.batch_size * train.accumulate, train.lr, train.epochs, train.weight_decay) == (size, rate, 1, 0)
+        assert (recipe.method["dim"], recipe.method["depth"], recipe.method["skip"]) == (dim, 8, 4)

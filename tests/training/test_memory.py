@@ -21,7 +21,9 @@ def room_for(monkeypatch: pytest.MonkeyPatch, make_model) -> Any:
     """`room_for(n)`: free memory is what a LoRA step over n images is estimated to need."""
 
     def limit(images: int) -> None:
-        needed = step_bytes(make_model("lora")).of(images)
+        model = make_model("lora")
+        beside = 2 * sum(parameter.nbytes for parameter in model.method.parameters())  # gradients, momentum
+        needed = step_bytes(model).of(images) + beside
         monkeypatch.setattr(step_memory, "free_bytes", lambda device: needed)
 
     return limit
@@ -45,6 +47,17 @@ def test_what_is_suggested_to_several_processes_is_of_all_of_them(make_model, ti
     batches = training_batches(model, tiny_split.train, settings, 1, False, None)
     with pytest.raises(AdaptError, match=r"over 6 images .* set train.batch_size to 6 and train.accumulate to 2"):
         check_memory(model, batches, settings, processes=2)
+
+
+def test_gradients_and_averages_of_what_trains_are_counted(make_model, tiny_split) -> None:
+    model = make_model("finetune")
+    batches = training_batches(model, tiny_split.train, TrainSettings(epochs=1), 1, False, None)
+    by_sgd, by_adam = (
+        check_memory(model, batches, TrainSettings(epochs=1, optimizer=name, lr=0.01)) for name in ("sgd", "adamw")
+    )
+    trained = 4 * sum(parameter.numel() for parameter in model.method.parameters())
+    assert by_adam - by_sgd == trained
+    assert by_sgd > 2 * trained
 
 
 def test_checkpointing_is_suggested_and_needs_less(train, make_model, room_for) -> None:

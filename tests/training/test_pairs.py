@@ -294,7 +294,7 @@ def test_recipes_of_classes_are_refused_and_shots_are_said_to_mean_nothing(
     assert "data.shots is 1, but pairs of images and texts have no classes" in caplog.text
     with pytest.raises(
         AdaptError,
-        match="or use one of the methods bitfit, clip_svd, clippings, ln_tuning, locality, lora, modx, mrl, "
-        "pseudo_word, svlc, vladva, xbt, zero_shot",
+        match="or use one of the methods bitfit, clip_svd, clippings, finetune, ln_tuning, locality, lora, modx, "
+        "mrl, pseudo_word, svlc, vladva, xbt, zero_shot",
     ):
         read_data(read_recipe("coop", changes[:3], str(tmp_path / "pairs.csv")))

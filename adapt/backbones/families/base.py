@@ -62,6 +62,8 @@ class Family:
     def load(self, spec: str, device: torch.device) -> Backbone:
         """Load and return the backbone named `spec`, which the caller then moves to `device`.
 
+        If `device` is the meta device, weights need not be read: the configuration is enough.
+
         Raises AdaptError, with a remedy, if the backbone cannot be loaded.
         """
         raise NotImplementedError

@@ -28,4 +28,4 @@ class BundledModels(Family):
 
     def load(self, spec: str, device: torch.device) -> Backbone:
         folder = bundled(spec)
-        return families.of_folder(folder).load_folder(folder, spec)
+        return families.of_folder(folder).load_folder(folder, spec, device.type != "meta")

@@ -43,7 +43,7 @@ class HubModels(Family):
     def load(self, spec: str, device: torch.device) -> Backbone:
         from adapt.backbones import transformers_models
 
-        return transformers_models.load(spec.removeprefix(self.prefix), spec)
+        return transformers_models.load(spec.removeprefix(self.prefix), spec, device.type != "meta")
 
     def claims_folder(self, path: Path) -> bool:
         return (path / "config.json").is_file() and not (path / "open_clip_config.json").is_file()

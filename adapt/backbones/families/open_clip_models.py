@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapt.backbones.families.base import Family
 from adapt.backbones.sources import (
@@ -56,17 +56,18 @@ class OpenCLIPModels(Family):
         return f"{self.prefix}{near[0]}/{named}" if tags else None
 
     def load(self, spec: str, device: torch.device) -> Backbone:
-        rest = spec.removeprefix(self.prefix)
+        rest, tensors = spec.removeprefix(self.prefix), device.type != "meta"
         if rest.startswith(HF_HUB):
             repository = rest.removeprefix(HF_HUB)  # pickles are not fetched
-            folder = hub.snapshot(repository, ("*.json", "*.txt", "*.model", "open_clip_model.safetensors"))
-            for needed in ("open_clip_config.json", "open_clip_model.safetensors"):
+            weights = ["open_clip_model.safetensors"] if tensors else []
+            folder = hub.snapshot(repository, ["*.json", "*.txt", "*.model", *weights])
+            for needed in ("open_clip_config.json", *weights):
                 if not (folder / needed).is_file():
                     raise AdaptError(
                         f"{repository} has no {needed}, which open_clip models need: choose another repository"
                     )
-            return self.load_folder(folder, name=spec)
-        return _pretrained(rest, name=spec)
+            return self.load_folder(folder, spec, tensors)
+        return _pretrained(rest, spec, tensors)
 
     def claims_folder(self, path: Path) -> bool:
         return (path / "open_clip_config.json").is_file()
@@ -86,6 +87,7 @@ class OpenCLIPModels(Family):
 
 def _of_folder(path: Path, name: str | None, tensors: bool, config: JsonObject) -> Backbone:
     import open_clip
+    import torch
 
     from adapt.backbones import openclip
 
@@ -93,8 +95,7 @@ def _of_folder(path: Path, name: str | None, tensors: bool, config: JsonObject) 
     if text.get("hf_model_name"):
         check_source(text["hf_model_name"])
     how = {"load_weights": tensors, "require_pretrained": tensors, "weights_only": True, "pretrained_text": False}
-    place = "cpu" if tensors else "meta"
-    with _without_notes(), no_questions():
+    with _without_notes(), no_questions(), torch.device("cpu" if tensors else "meta") as place:
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}", device=place, **how)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", **_tokenizer_options(text))
     return openclip.build(model.eval(), tokenizer, preprocess, name, config)
@@ -120,8 +121,9 @@ def _tokenizer_options(text: JsonObject) -> dict[str, int | None]:
     return options | {"trust_remote_code": False} if text.get("hf_tokenizer_name") else options
 
 
-def _pretrained(spec: str, name: str) -> Backbone:
+def _pretrained(spec: str, name: str, tensors: bool) -> Backbone:
     import open_clip
+    import torch
 
     from adapt.backbones import openclip
 
@@ -136,16 +138,21 @@ def _pretrained(spec: str, name: str) -> Backbone:
         raise AdaptError(f"open_clip has no pretrained weights {pretrained!r} for {architecture}; {hint}")
     config = open_clip.get_model_config(architecture)
     check_configuration(config, f"open_clip's configuration of {architecture}")
+    how: dict[str, Any] = {"pretrained": pretrained or None, "weights_only": True}
+    if not tensors:  # with a tag, open_clip fetches the weights even where it does not load them
+        pixels = open_clip.get_pretrained_cfg(architecture, pretrained)
+        how = {f"image_{key}": pixels.get(key) for key in ("mean", "std", "interpolation", "resize_mode")}
     with hub.asked_once() if pretrained in tags else nullcontext() as silence:
         try:
-            with _without_notes(), no_questions():
+            with _without_notes(), no_questions(), torch.device("cpu" if tensors else "meta") as place:
                 model, _, preprocess = open_clip.create_model_and_transforms(
-                    architecture, pretrained=pretrained or None, pretrained_text=False, weights_only=True
+                    architecture, device=place, pretrained_text=False, **how
                 )
                 tokenizer = open_clip.get_tokenizer(architecture, **_tokenizer_options(config["text_cfg"]))
         except (*library_errors(), *errors_of_data(), *OF_PICKLES) as error:
+            what = f"the weights {pretrained!r}" if tensors else "the parts beside the weights, such as the tokenizer,"
             raise needs_code(error, architecture) or AdaptError(
-                f"the weights {pretrained!r} of {architecture} are damaged, or are not on this machine and cannot be "
+                f"{what} of {architecture} are damaged, or are not on this machine and cannot be "
                 f"downloaded: {silence or reason(error)}. Connect to the internet, give a weight file as "
                 f"open_clip:{architecture}/FILE or a local folder, {OFFLINE}"
             ) from error

@@ -42,15 +42,18 @@ class TimmModels(Family):
 
     def load(self, spec: str, device: torch.device) -> Backbone:
         import timm
+        import torch
 
         from adapt.backbones import timm_images
 
-        rest = spec.removeprefix(self.prefix)
+        rest, tensors = spec.removeprefix(self.prefix), device.type != "meta"
         name, _, file = rest.partition("/")
         try:
             if file.endswith(_WEIGHTS) and Path(file).is_file() and timm.is_model(name):
                 return timm_images.build(_of_weights(name, file), spec)
-            model = timm.create_model(f"local-dir:{_folder(rest)}", pretrained=True, num_classes=0)
+            source = f"local-dir:{_folder(rest, tensors)}" if tensors or not timm.is_model(rest) else rest
+            with torch.device("cpu" if tensors else "meta"):
+                model = timm.create_model(source, pretrained=tensors, num_classes=0)
         except (*library_errors(), *errors_of_data()) as error:
             raise AdaptError(f"cannot load {spec!r} with timm: {reason(error)}. Fetch the model again") from error
         return timm_images.build(model, spec)
@@ -73,8 +76,9 @@ def _of_weights(name: str, file: str) -> nn.Module:
     return made
 
 
-def _folder(name: str) -> Path:
+def _folder(name: str, tensors: bool) -> Path:
     """Return the folder of a timm model, fetched from the hub if it is not local; only safetensors are read."""
+    needed = ["config.json", "model.safetensors"] if tensors else ["config.json"]
     import timm
 
     folder = Path(name)
@@ -84,10 +88,10 @@ def _folder(name: str) -> Path:
         if "/" not in name and not timm.is_model(name):
             raise AdaptError(f"timm has no model {name!r}; {nearest(name, timm.list_models(), 'timm.list_models()')}")
         try:
-            folder = hub.snapshot(name if "/" in name else f"{TIMM}{name}", ["config.json", "model.safetensors"])
+            folder = hub.snapshot(name if "/" in name else f"{TIMM}{name}", needed)
         except AdaptError as error:
             raise AdaptError(f"{error}, {_OWN}, {OFFLINE}") from error
-    for file in ("config.json", "model.safetensors"):
+    for file in needed:
         if not (folder / file).is_file():
             raise AdaptError(f"{name} has no {file}: {_OWN}")
     return folder

@@ -36,12 +36,13 @@ class TwoModels(Family):
 
         vision, _, llm = spec.partition("+")
         first, second = two_encoders(vision, device) if "&" in vision else (of_one_model(vision, device), None)
-        return with_language_model(first, llm, second=second, name=spec)
+        return with_language_model(first, llm, device, second=second, name=spec)
 
 
 def with_language_model(
     encoder: Backbone,
     spec: str,
+    device: torch.device,
     *,
     second: ImageEncoder | None = None,
     name: str | None = None,
@@ -49,8 +50,8 @@ def with_language_model(
     """Return a vision LLM that combines the vision tower of `encoder` with the causal language model `spec`.
 
     `spec` is hf:NAME, a folder or mini-lm. The language model has the precision of its checkpoint until the whole is
-    moved (see `Backbone.to`). Raises AdaptError if `encoder` encodes no images by itself, or if the language model
-    cannot be loaded.
+    moved to `device` (see `Backbone.to`). Raises AdaptError if `encoder` encodes no images by itself, or if the
+    language model cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -62,24 +63,30 @@ def with_language_model(
             f"{encoder.describe()} is a {encoder.kind}; expected a CLIP, SigLIP or vision encoder for a language "
             "model, or the eyes of BLIP-2"
         )
-    llm, source = language_model(spec), _source(spec)
+    llm, source = language_model(spec, device), _source(spec)
     with fetching(source):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     return VisionLLM(encoder, llm, tokenizer, second=second, name=name)
 
 
-def language_model(spec: str) -> PreTrainedModel:
+def language_model(spec: str, device: torch.device) -> PreTrainedModel:
     """Return the causal language model `spec` (hf:NAME, a folder or mini-lm) on the CPU, in its own precision.
 
-    Raises AdaptError if the language model cannot be loaded.
+    If `device` is the meta device, the model is there, and made from its configuration alone. Raises AdaptError if the
+    language model cannot be loaded.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from adapt.backbones.transformers_models import whole
 
     source = _source(spec)
     with fetching(source):
-        return whole(AutoModelForCausalLM, source, dtype="auto").eval()
+        if device.type != "meta":
+            return whole(AutoModelForCausalLM, source, dtype="auto").eval()
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        with device:
+            made: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return made.eval()
 
 
 def _source(spec: str) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 from torch import nn
 
@@ -67,12 +67,12 @@ def places(method: Method, backbone: Backbone) -> Iterator[tuple[Place, Projecti
                 yield from (((name, index, letter), block.projections[letter]) for letter in letters)
 
 
-def owner_of(method: nn.Module, path: Sequence[str]) -> nn.Module:
-    """Return the submodule of `method` at `path`, a list of names, after adding those that are not there."""
+def owner_of(method: nn.Module, path: Sequence[str], made: Callable[[], nn.Module] = nn.Module) -> Any:
+    """Return the submodule of `method` at `path`, a list of names, after adding those that are not there by `made`."""
     owner = method
     for part in path:
         if part not in owner._modules:
-            owner.add_module(part, nn.Module())
+            owner.add_module(part, made())
         owner = owner.get_submodule(part)
     return owner
 

@@ -114,14 +114,15 @@ def test_a_search_and_the_training_after_it_start_so(make_model, tiny_split, tra
     def first(epochs: int) -> tuple[float, float]:
         settings = {"lr": 0.01, "optimizer": "adamw", "schedule": "constant", "terms": {"distill": 100}}
         steps: list[float] = []
-        after = searching.Search._after
+        taken = Trainer._step
 
-        def watched(self, entry):
-            steps.append(entry["loss"])
-            after(self, entry)
+        def watched(self, group):
+            terms, counts = taken(self, group)
+            steps.extend([sum(terms.values())] * (self.loss is None))  # the search's, after those that imitate
+            return terms, counts
 
         with monkeypatch.context() as patch:
-            patch.setattr(searching.Search, "_after", watched)
+            patch.setattr(Trainer, "_step", watched)
             model = make_model("das", **SEARCH, imitate=epochs)
             result = train(model, val_set=tiny_split.val, out=tmp_path / str(epochs), epochs=1, **settings)
         assert model.method.skipped == {"vision.1"}
