@@ -232,7 +232,7 @@ class NativeVLM(Backbone):
         template refuses the conversation, if its words have a control token other than those of the family's boxes, or
         if it has more tokens than the decoder can read. No token is ever cut.
         """
-        check_words(self.tokenizer, (turn.text for chat in chats for turn in chat.turns), self.box_form.box)
+        self._check_words(chats)
         for chat, own in zip(chats, images, strict=True):
             if len(own) != chat.images:
                 raise AdaptError(f"a conversation speaks of {chat.images} images, and {len(own)} are given")
@@ -333,8 +333,12 @@ class NativeVLM(Backbone):
 
         With `asks`, the beginning of an answer counts. Raises AdaptError as `rows` does, but for the number of tokens.
         """
-        check_words(self.tokenizer, (turn.text for chat in chats for turn in chat.turns), self.box_form.box)
+        self._check_words(chats)
         return [self._length(chat, tuple(own), asks) for chat, own in zip(chats, sizes, strict=True)]
+
+    def _check_words(self, chats: Sequence[Chat]) -> None:
+        for turn in (turn for chat in chats for turn in chat.turns):
+            check_words(self.tokenizer, turn.text, self.box_form.box)
 
     def _length(self, chat: Chat, sizes: tuple[tuple[int, int], ...], asks: bool) -> int:
         text = self.render(chat, asks)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from itertools import product
 from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -185,15 +184,13 @@ def _control(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     return special - ({tokenizer.unk_token} - {tokenizer.eos_token})  # that ends nothing, and may be put for an image
 
 
-def check_words(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], allowed: str = "") -> None:
-    """Raise AdaptError if a text has a control token that is not in `allowed`, and would be read as the real one.
+def check_words(tokenizer: PreTrainedTokenizerBase, words: str, allowed: str = "") -> None:
+    """Raise AdaptError if words have a control token that is not in `allowed`, and would be read as the real one.
 
     Tokenizers of transformers cannot tell the two apart: a template's tokens and the words are one text for them.
     """
-    refused = {token for token in _control(tokenizer) if token not in allowed}
-    for text, token in product(texts, refused):
-        if token in text:
-            raise AdaptError(f"{brief(text)} has {token}, a control token of the model: take it out of the words")
+    if found := [token for token in _control(tokenizer) if token in words and token not in allowed]:
+        raise AdaptError(f"{brief(words)} has {max(found)}, a control token of the model: take it out of the words")
 
 
 _PROBES = (

@@ -275,7 +275,8 @@ class Adapted(nn.Module, Generic[B]):
     ) -> list[Prediction]:
         """Return a prediction for each image: the most probable classes, or the answer to `question`.
 
-        The answer is in words, or by a native vision-language model the most probable of `options` (see its `choose`).
+        With `options`, the question is answered by the most probable of these, as a native vision-language model's
+        `choose` scores them, and by words otherwise.
         `images` is one image, a list or iterator of images, or an array of images along the first axis. An image is a
         path, the bytes of a file, a PIL image, an array `(h, w, c)` or a tensor `(c, h, w)` of uint8 or of floats from
         0 to 1; with `urls`, also an http or https address. A prediction with a probability below `threshold` has the

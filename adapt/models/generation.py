@@ -93,7 +93,8 @@ def _row(
     Only the first row of a sequence has the token that starts a text.
     """
     tokenizer = backbone.tokenizer
-    check_words(tokenizer, (question, answer or ""), IMAGE)
+    for words in (question, answer or ""):
+        check_words(tokenizer, words, IMAGE)
     places = question.count(IMAGE)
     if places > 1:
         raise AdaptError(f"{question!r} has {places} places for an image; expected one at most: write {IMAGE} once")
