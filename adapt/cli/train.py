@@ -125,7 +125,9 @@ def say(result: Result, plots: Path | None = None) -> None:
     if plots is not None:
         result.draw(plots)
     if result.adapter is not None:
-        click.echo(f"adapter    {result.adapter} ({readable_bytes(result.metrics['adapter_bytes'])})")
+        baseline, adapted = (result.metrics.get(part, {}).get("r2", 0.0) for part in ("zero_shot", "adapted"))
+        size = readable_bytes(result.metrics["adapter_bytes"]) + ", worse than the mean" * (adapted < baseline)
+        click.echo(f"adapter    {result.adapter} ({size})")
 
 
 def _keeping(share: float, recipe: Recipe, overrides: tuple[str, ...]) -> tuple[str, ...]:

@@ -68,8 +68,9 @@ class LearningCurve:
         power = float(powers.mean())
         here = float(errors.mean() + power * steps.mean())  # log of the error that the law gives the images at hand
         if target is None:
-            target = max(round(100 - 100 * math.exp(here) * AHEAD**-power), math.floor(100 * now) + 1) / 100
-        if now >= target:
+            ahead = max(round(100 - 100 * math.exp(here) * AHEAD**-power), math.floor(100 * now) + 1)
+            target = min(ahead, 100) / 100
+        elif now >= target:
             return cls(points, target, 0)
         if max(now, target) > 1 - LEAST:
             return cls(points, target, None, "hardly any error is left to measure by")

@@ -3,6 +3,7 @@
 Paper: Koleilat et al., Singular Value Few-shot Adaptation of Vision-Language Models, 2025 (CLIP-SVD).
 Reference: CLIP-SVD `022b1ed`, `svf_utils/svf_torch.py`, `main.py`.
 Deviations:
+* `rank` below 1 cuts the adapted projections alone; the reference cuts all six maps of a block, whichever it trains.
 * At `rank` 1 all singular values are trained; the reference rounds their number down to a multiple of 4 there too.
 * Weights are decomposed in fp64; the reference decomposes in fp32, where nearly equal singular values leave their
   vectors open.

@@ -7,8 +7,8 @@ Reference: lincir `1dec42d`, `models.py`, `train_phi.py`; composed_image_retriev
 `a9c314b`, `src/oti_inversion.py`, `src/train_phi.py`.
 Deviations:
 * Features are normalised before the map, so that one noise suits every backbone; the references map them as they are.
-* TextBlob tags the words of captions in place of spaCy. A run is replaced where it stands, not wherever its letters
-  occur, and captions without a run are left out, not given a random word.
+* TextBlob tags words in place of spaCy. A run has numerals and no determiners, the reference's the reverse. It is
+  replaced where it stands, not wherever its letters occur; captions without one are left out, not given a random word.
 * The learning rate falls by a cosine, without a warm-up. The weights of the last step are kept, and not averaged.
 * Pic2Word's map is LinCIR's, which is SEARLE's; its own has ReLU and other widths.
 * SEARLE's phrases are the 15 captions of the data nearest to the image, with their runs replaced as LinCIR's are; the

@@ -37,6 +37,8 @@ _BYTES, _NUMBERS = 32_000, 128  # of the statistics, and the most numbers of fea
 _TAILS = 0.5  # independent directions count half, as features differ more from image to image than normal numbers
 _SOFT = 0.5  # features have heavier tails than normal ones, so that a class is less sure than these would make it
 _OWN = 10  # images of a class that weigh as much as all in the variance of its features
+_STORED = 2.0**-16  # of a square: a stored mean is off by 2**-11 at most, an eighth of the least deviation of an image
+_PIXEL = 5e-3  # what rounding to 8 bits adds to a pixel, in units of the pixels' usual deviation
 # light, red against green, and blue against yellow
 _CHANNELS = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [1.0, -1.0, 0.0], [-0.5, -0.5, 1.0]])
 # what is said of a window whose property is lower, or higher
@@ -106,9 +108,14 @@ class _Spread:
 
     @classmethod
     def of(cls, numbers: Tensor, labels: Tensor, counts: Tensor, together: bool) -> _Spread:
-        """Return the spread of `numbers` `(n, d)` of images with `labels` `(n,)`, `counts` `(c,)` of each class."""
+        """Return the spread of `numbers` `(n, d)` of images with `labels` `(n,)`, `counts` `(c,)` of each class.
+
+        A number varies at least as much as the rounding of its stored mean, and of pixels, can make it.
+        """
         images, present = len(numbers), int((counts > 0).sum())
         overall = numbers.mean(0)
+        stored = _total(numbers.square().mean(0) * _STORED, together)
+        least = stored if together else stored + _rounded(overall).square()
         sums = torch.zeros(len(counts), numbers.shape[1]).to(numbers).index_add(0, labels, numbers)
         own = sums / counts[:, None].clamp_min(1)
         ratio = torch.zeros(1 if together else numbers.shape[1]).to(numbers)
@@ -116,7 +123,7 @@ class _Spread:
             within = _total((numbers - own[labels]).square().sum(0), together) / (images - present)
             apart = _total((counts[:, None] * (own - overall).square()).sum(0), together) / (present - 1)
             usual = (images - counts.square().sum() / images) / (present - 1)
-            ratio = ((apart - within) / usual).clamp_min(0) / within.clamp_min(1e-12)
+            ratio = ((apart - within) / usual).clamp_min(0) / within.maximum(least)
         known = counts[:, None] * ratio / (1 + counts[:, None] * ratio)
         means = overall + known * (own - overall)
         if together:
@@ -125,7 +132,7 @@ class _Spread:
         else:  # with few images of each class, one number in fourteen would be thought too even by chance
             freedom = torch.full_like(ratio, images - 1.0)
             variance = numbers.var(0)
-        return cls(means, ratio, variance.clamp_min(1e-12), freedom)
+        return cls(means, ratio, variance.maximum(least), freedom)
 
     def noise(self, counts: Tensor, shares: Tensor, images: int) -> Tensor:
         """Return the variance of the mean of `images` around the mixture of classes, as a multiple of `variance`."""
@@ -179,7 +186,8 @@ class Watch:
             tensors |= {f"{look}.means": spread.means.half()}
             tensors |= {f"{look}.{name}": getattr(spread, name).float() for name in ("ratio", "variance", "freedom")}
         if self.own is not None:
-            tensors |= {"rank": torch.tensor([self.rank]), "own": self.own.half()}
+            least = torch.finfo(torch.half).tiny  # of equal images, whose variance is none
+            tensors |= {"rank": torch.tensor([self.rank]), "own": self.own.clamp_min(least).half()}
         return tensors
 
     @classmethod
@@ -331,6 +339,14 @@ def properties(pixels: Tensor) -> Tensor:
         half = lines.shape[1] // 2
         found.append(lines[:, :half].mean(1) - lines[:, half:].mean(1))
     return torch.stack(found, 1).cpu().double()
+
+
+def _rounded(means: Tensor) -> Tensor:
+    """Return the deviation `(14,)` that rounding pixels to 8 bits gives properties of these `means`."""
+    strengths = torch.ones_like(means)
+    strengths[1:6:2] = means[1:6:2].exp()  # a logarithm of little moves farther
+    strengths[6:9], strengths[9:12] = (means[6] / 2).exp(), (means[9] / 2).exp()
+    return _PIXEL / strengths
 
 
 def _log(values: Tensor) -> Tensor:

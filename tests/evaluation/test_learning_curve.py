@@ -50,7 +50,8 @@ def test_it_cannot_be_told(rows: np.ndarray, target: float | None, reason: str) 
     curve = LearningCurve.of(SIZES, rows, target)
     assert curve.labels is None
     assert curve.reason == reason
-    assert str(curve).endswith(f"on the test images would take cannot be told: {reason}")
+    percent = 100 if target is None else 100 * target  # and not 101
+    assert str(curve).endswith(f"a class {percent:g} % on the test images would take cannot be told: {reason}")
 
 
 def test_a_target_that_is_reached_needs_no_labels() -> None:

@@ -63,6 +63,49 @@ def test_false_alarms_are_rare_whatever_the_shares_of_the_classes(images: int, l
     assert sum(power) / len(power) > 0.8
 
 
+def pictures(kind: str, images: int, draw: torch.Generator) -> Tensor:
+    """Pixels `(n, 3, 16, 16)` of 8-bit pictures of one source, where a backbone scales all channels alike."""
+    coarse = torch.randn(images, 1, 8, 8, generator=draw)
+    if kind == "one bit":
+        levels = 255.0 * (torch.nn.functional.interpolate(coarse, 16) > 0)
+    elif kind == "one colour each":
+        levels = torch.randint(256, (images, 3, 1, 1), generator=draw).float()
+    elif kind == "one colour":
+        levels = torch.tensor([30.0, 120.0, 200.0])[:, None, None]
+    else:
+        levels = 128 + 40 * torch.nn.functional.interpolate(coarse, 16, mode="bilinear")
+    return levels.expand(images, 3, 16, 16).round().clamp(0, 255) / 127.5 - 1
+
+
+def looked_at(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Properties, features and labels of pictures."""
+    pooled = torch.nn.functional.avg_pool2d(pixels, 4).flatten(1) + 0.5
+    found = torch.cat([properties(each) for each in pixels.split(32)])  # in batches, which differ from one by rounding
+    return found, torch.nn.functional.normalize(pooled, dim=-1), torch.zeros(len(pixels)).long()
+
+
+SHIFTED = {
+    "without blue": lambda pixels: pixels.minimum(torch.tensor([1.0, 1.0, -1.0])[:, None, None]),
+    "dark": lambda pixels: pixels * 0.5 - 0.5,
+    "noisy": lambda pixels: pixels + 0.1 * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(3)),
+}
+
+
+@pytest.mark.parametrize("kind", ["grey", "one bit", "one colour each", "one colour"])
+def test_properties_that_never_vary_raise_no_alarm(kind: str) -> None:
+    """A thousand windows of four kinds of images that differ in few properties, whose stored means are rounded."""
+    draw, false, seen = torch.Generator().manual_seed(0), 0, dict.fromkeys(SHIFTED, 0)
+    for images in (40, 100, 160, 400, 1000):
+        made = Watch.of(*looked_at(pictures(kind, images, draw)), 1)
+        watch = Watch.from_tensors(made.tensors(), "an adapter")
+        later = [each.split(64) for each in looked_at(pictures(kind, 50 * 64, draw))]
+        false += sum(alarms(watch, *window) for window in zip(*later, strict=True))
+        for shift, change in SHIFTED.items():
+            seen[shift] += alarms(watch, *looked_at(change(pictures(kind, 64, draw))))
+    assert false <= 250 * 0.01
+    assert seen == dict.fromkeys(SHIFTED, 5)
+
+
 def test_other_contents_are_seen_by_the_features() -> None:
     draw = torch.Generator().manual_seed(1)
     watch = Watch.of(*drawn(torch.tensor([1.0, 1, 1, 0, 0, 0]), 200, draw), 6)

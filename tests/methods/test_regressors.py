@@ -209,3 +209,12 @@ def test_zero_shot_words_are_not_blended_into_numbers(tiny_split: Split, open_cl
     model = adapt.wrap(open_clip, methods.Ridge(alpha=1.0), ("high", "low"))
     with pytest.raises(AdaptError, match="ridge predicts a number, into which no zero-shot logits can be blended"):
         model.blended(0.5)
+
+
+@pytest.mark.parametrize("method", ["ridge", "kernel_ridge"])
+def test_numbers_with_a_large_offset_are_not_rounded(method: str) -> None:
+    """fp32 has steps of 64 at 1e9, more than all these targets differ by."""
+    features, values, labels = images()
+    apart = values - values.mean()
+    near, far = (fitted(methods.find(method)(alpha=0.1), (features, apart + offset, labels)) for offset in (0.0, 1e9))
+    assert (numbers(far, features) - 1e9 - numbers(near, features)).abs().max() < 1e-3

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
 from adapt.backbones.tokenizer import TextTokenizer
+from adapt.common.devices import doubled
 from adapt.data.split import kept_together
 from adapt.methods.base import Choice, Grid, ImageStep, Method, Training
 from adapt.methods.base.step import Encoded
@@ -132,9 +133,9 @@ class Regressor(Method[ImageStep], Grid, Grades, OwnClassifier):
 
     The logit of a word is, up to a constant, the log-density of its level under a normal distribution around the
     predicted number. So logits are linear in the number, which is read from them again, and the mean of the logits of
-    several images gives the mean of their numbers. `scale` `(3,)` are the mean and the standard deviation of the
-    targets, and what is added to numbers so that the lowest level is 1. `levels` `(n,)` are the mean targets of the
-    words, or 0 for a word without training images. `spread` `()` is the cross-validated error of numbers.
+    several images gives the mean of their numbers. `scale` `(3,)`, in fp64, are the mean and the standard deviation of
+    the targets, and what is added to numbers so that the lowest level is 1. `levels` `(n,)` are the mean targets of
+    the words, or 0 for a word without training images. `spread` `()` is the cross-validated error of numbers.
     """
 
     tasks = frozenset({"targets"})
@@ -148,7 +149,7 @@ class Regressor(Method[ImageStep], Grid, Grades, OwnClassifier):
 
     def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         count, device = len(class_names), backbone.device
-        self.register_buffer("scale", torch.tensor([0.0, 1.0, 1.0], device=device))
+        self.register_buffer("scale", doubled(torch.tensor([0.0, 1.0, 1.0], device=device)))
         self.register_buffer("levels", torch.arange(1.0, count + 1, device=device))
         self.register_buffer("spread", torch.ones((), device=device))
 
@@ -180,14 +181,14 @@ class Regressor(Method[ImageStep], Grid, Grades, OwnClassifier):
     def finish(self, training: Training) -> None:
         from sklearn.model_selection import GroupKFold, cross_val_predict
 
-        features, targets = training.features("train").double().numpy(), training.values("train").numpy()
+        mean, deviation, _ = self.scale.cpu()  # an estimator without an intercept is far off on other targets
+        features, targets = training.features("train").double(), (training.values("train") - mean) / deviation
         groups = kept_together(training.items("train"))
         if (count := min(FOLDS, len(set(groups)))) < 2:
             return
         folds = GroupKFold(count, shuffle=True, random_state=0)
-        numbers = cross_val_predict(self.estimator(), features, targets, groups=groups, cv=folds)
-        error = float(((numbers - targets) ** 2).mean() ** 0.5 / self.scale[1])
-        self.spread.fill_(max(SURE, error))
+        numbers = cross_val_predict(self.estimator(), features.numpy(), targets.numpy(), groups=groups, cv=folds)
+        self.spread.fill_(max(SURE, float(((numbers - targets.numpy()) ** 2).mean() ** 0.5)))
 
     def logits(self, step: ImageStep) -> Tensor:
         levels, numbers = self.levels, self.predicted(step.features) + self.scale[2]
@@ -195,6 +196,6 @@ class Regressor(Method[ImageStep], Grid, Grades, OwnClassifier):
         return torch.where(levels > 0, logits, logits.amin(-1, keepdim=True) - UNLIKELY)
 
     def score(self, logits: Tensor) -> Tensor:
-        levels, (mean, deviation, added) = self.levels, self.scale
-        times_levels = logits.to(levels) * self.spread.square() + levels.square() / 2  # the number times each
+        levels, spread, (mean, deviation, added) = doubled(self.levels), doubled(self.spread), self.scale
+        times_levels = doubled(logits) * spread.square() + levels.square() / 2  # the number times each
         return mean + deviation * ((times_levels @ levels) / levels.square().sum() - added)
