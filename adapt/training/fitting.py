@@ -118,7 +118,8 @@ class Fitting:
 
     def labels(self, part: Part) -> Tensor:
         items = self.items(part)
-        return tasks.of(items).labels(items, self.model.class_names)
+        task = tasks.of(items)
+        return (task.labels if task.several else task.numbers)(items, self.model.class_names)
 
     def shares(self, part: Part) -> Tensor:
         items = self.items(part)

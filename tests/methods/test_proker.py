@@ -122,7 +122,7 @@ def test_the_search_has_the_logits_of_each_fit(open_clip: Backbone, fixed: dict[
 
 def test_what_is_left_to_the_search() -> None:
     grid: Any = ProKeR().grid(None)  # type: ignore[arg-type]  # which looks at no image
-    assert grid["beta"] == ((0.5, 1, 2, 4, 8, 16), 2, True)
+    assert grid["beta"][:3] == ((0.5, 1, 2, 4, 8, 16), 2, True)
     assert grid["strength"].values == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56])
     assert ProKeR(beta=1.0).grid(None).keys() == {"strength"}  # type: ignore[arg-type]
     assert ProKeR(beta=1.0, strength=0.1).grid(None) == {}  # type: ignore[arg-type]
