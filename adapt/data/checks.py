@@ -234,8 +234,8 @@ def copies(looked: Looked) -> Iterator[Finding]:
 
 def leaks(looked: Looked) -> Iterator[Finding]:
     """Yield a finding that lists items that are `kept_together` with an earlier part's, but are no copies of them."""
-    copies = {(item.path, item.label) for group in looked.alike for _, item in group}
-    others = {(item.path, item.label) for _, item, _ in looked.usable} - copies
+    others = {(item.path, item.label) for _, item, _ in looked.usable}
+    others -= {(item.path, item.label) for group in looked.alike for _, item in group}
     if rows := [_pair(*each) for each in looked.split.leaks() if (each[1].path, each[1].label) in others]:
         what = f"val or test {looked.split.noun} with an image, or of a group, of an earlier part"
         yield Finding("copies", f"{len(rows):,} {what}: {_pairs(looked, rows)}", rows)

@@ -180,7 +180,7 @@ class LabelKind:
         return f"only one class, {class_names[0]!r}: there is nothing to distinguish" if one else ""
 
     def numbers(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """Return the class numbers of the items `(n,)`, which are indices of the items' classes in `class_names`."""
+        """Return the class numbers of the items `(n,)`, indices in `class_names`; of several classes bool `(n, c)`."""
         import torch
 
         place = {name: number for number, name in enumerate(class_names)}

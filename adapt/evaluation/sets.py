@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adapt import tasks
@@ -70,7 +71,7 @@ def calibrated(
     inference, told = inference or Inference(), (model.settings_id, items_id(items), bags)
     if numbers is not None:
         return Sets.of(task.answers(model, items, inference)[:, 0], numbers, groups, RESIDUAL, False, *told)
-    labels = task.labels(items, model.class_names)
+    labels = task.numbers(items, model.class_names)
     by: OfImages = score or (EVERY if task.several else "lac")
     if together:
         number = {group: at for at, group in enumerate(dict.fromkeys(groups))}
@@ -123,7 +124,8 @@ def measured(model: Adapted, items: Sequence[Item], level: float, inference: Inf
             answers = answers.exp()
         else:
             answers = (of_members if sets.crossed else task.answers)(model, items, inference)
-        held, truth = sets.hold(answers, level), task.shares(items, model.class_names).bool()
+        held, truth = sets.hold(answers, level), task.numbers(items, model.class_names)
+        truth = truth if task.several else F.one_hot(truth, len(model.class_names)).bool()
         right, sizes = (held | ~truth).all(1), held.sum(1)
         for label in truth.any(0).nonzero()[:, 0].tolist():
             of_classes[model.class_names[label]] = float(held[truth[:, label], label].double().mean())

@@ -242,8 +242,9 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
     def compared(self, patches: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Return the distances of patches `(b, rows, columns)` from a memory, and the images' scores `(b,)`."""
         distances, count = self.distances(patches, memory), self.config.weighed
-        known = self._vectors(patches), memory.float()
-        return distances, weighed_scores(distances, *known, count) if count else image_scores(distances)
+        if count is None:
+            return distances, image_scores(distances)
+        return distances, weighed_scores(distances, self._vectors(patches), memory.float(), count)
 
     def _of(self, step: ImageStep) -> tuple[Tensor, Tensor]:
         if step.compared is None:

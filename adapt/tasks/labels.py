@@ -91,7 +91,7 @@ class Labels(Task):
                 "images with classes to that part of the data, or leave it out"
             )
 
-    def labels(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
+    def numbers(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
         """Return a bool tensor `(n, c)` that is true where an item has a class."""
         import torch
 
@@ -102,7 +102,7 @@ class Labels(Task):
         return labels
 
     def shares(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        return self.labels(items, class_names).double()
+        return self.numbers(items, class_names).double()
 
     def loss(self, step: Any) -> Terms:
         """Return the binary cross-entropy over all classes."""
@@ -122,7 +122,7 @@ class Labels(Task):
 
     def class_weights(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
         """Return class weights `(c,)` of positive labels, which balance images with and without a class in the loss."""
-        counts = self.labels(items, class_names).sum(0).clamp_min(1)
+        counts = self.numbers(items, class_names).sum(0).clamp_min(1)
         return (len(items) - counts) / counts
 
     def fit_answers(
@@ -139,7 +139,7 @@ class Labels(Task):
         backbone = cast("ImageModel", baseline).backbone
         models = [baseline] if model is None else [baseline, model]
         scales, own = [each.method.logit_scale or backbone.logit_scale for each in models], backbone.logit_bias
-        logits, truth = inference.all_logits(baseline, items), self.labels(items, baseline.class_names)
+        logits, truth = inference.all_logits(baseline, items), self.numbers(items, baseline.class_names)
         for each, scale in zip(models, scales, strict=True):  # the bias that the logits contain is not scaled
             odds = (classifier := trait(each.method, OwnClassifier)) is not None and classifier.gives_odds
             bias = 0.0 if odds else prior_bias((logits - own) * (scale / scales[0]) + own, truth)
@@ -155,7 +155,7 @@ class Labels(Task):
     def scores(self, items: Sequence[Item], answers: Tensor, class_names: Sequence[str]) -> Scores:
         from adapt.evaluation.multi_label import MultiLabelScores
 
-        return MultiLabelScores.of(items, answers, self.labels(items, class_names), class_names)
+        return MultiLabelScores.of(items, answers, self.numbers(items, class_names), class_names)
 
 
 def _check_separator(names: set[str]) -> None:

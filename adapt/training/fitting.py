@@ -118,8 +118,7 @@ class Fitting:
 
     def labels(self, part: Part) -> Tensor:
         items = self.items(part)
-        task = tasks.of(items)
-        return (task.labels if task.several else task.numbers)(items, self.model.class_names)
+        return tasks.of(items).numbers(items, self.model.class_names)
 
     def shares(self, part: Part) -> Tensor:
         items = self.items(part)

@@ -57,9 +57,9 @@ def listed_data(recipe: Recipe, unlabelled: bool = False, known: Collection[str]
     split = recipe.data.load(unseen, note=True)
     if not (split.train or (split.unlabelled and not needs_labels(method))):
         raise AdaptError(f"{recipe.data.source} has no training images: give data with training images")
-    split = replace(split, rows=len([*split.items(), *split.unlabelled]))
-    if split.ratios is not None:  # it came without parts: what was cut off for validation is for training too
-        split = replace(split, train=split.train + split.val, val=())
+    # if it came without parts, what was cut off for validation is for training too
+    parts: dict[str, Any] = {} if split.ratios is None else {"train": split.train + split.val, "val": ()}
+    split = replace(split, rows=len([*split.items(), *split.unlabelled]), **parts)
     split = whole = with_validation(split, recipe)
     check_learned(method, tasks.of(split.items()), split.name)
     if recipe.data.shots is not None and split.class_names and split.train:

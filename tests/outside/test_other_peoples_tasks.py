@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import adapt
 from adapt import AdaptError, data, tasks
 from adapt.cli import main
 from adapt.data import Item, open_image
+from adapt.evaluation.sets import calibrated, measured
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.app import create_app
 
@@ -113,6 +115,18 @@ def test_a_linear_probe_learns_the_shares_and_not_the_likeliest_class(soft: Path
     own = split.task.shares(split.train, split.class_names)
     assert float((said - own).abs().max()) < 0.1  # a quarter is said to be the next group's
     assert float(said.gather(1, own.argmax(-1, keepdim=True)).mean()) == pytest.approx(0.75, abs=0.05)
+
+
+def test_sets_of_soft_labels_are_of_the_likeliest_class(soft: Path) -> None:
+    split, backbone = data.load(soft), adapt.load_backbone("mini-clip", "cpu")
+    model = adapt.wrap(backbone, adapt.methods.LinearProbe(strength=10.0), split.class_names)
+    adapt.fit(model, split.train, progress=False)
+    sets = calibrated(model, split.test)
+    model.answers = replace(model.answers, sets=sets)
+    items = split.test[1:]  # others than those of the calibration
+    likeliest = split.task.numbers(items, split.class_names)
+    held = sets.hold(model.probabilities(items), 0.8).gather(1, likeliest[:, None])
+    assert measured(model, items, 0.8).coverage == pytest.approx(float(held.double().mean()))
 
 
 @pytest.mark.parametrize("method", ["coop", "kgcoop"])

@@ -248,6 +248,8 @@ def _content(path: str, most: int) -> str | int:
             return os.path.getsize(path)
         if container.endswith(".tar"):
             return tar_places(container)[member][1]
+        if container.endswith(".zip"):
+            return _open_zip(container, os.getpid()).getinfo(member).file_size
         return len(read_bytes(path)) if os.path.exists(container) else 0
     return ""
 
