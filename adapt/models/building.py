@@ -134,7 +134,7 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
     with outside_inference_mode(), in_single_precision(), alone(model), frozen(model):
         with outlined:
             method.build(backbone, names)
-        _check_edits(backbone, method, len(names))
+        _check_edits(backbone, method, len(names), blocks=not has_trait(method, OwnWeights))
         if backbone.kind == "fusion encoder":
             add_head(cast("FusionEncoder", backbone), method, names)
         if backbone.kind == "vision encoder":
@@ -165,8 +165,8 @@ def trains_classifier(method: Method) -> bool:
 
 
 @torch.no_grad()
-def _check_edits(backbone: Backbone, method: Method, classes: int) -> None:
-    """Raise AdaptError if a tower does not support an edit of `method`, or if two edits conflict."""
+def _check_edits(backbone: Backbone, method: Method, classes: int, blocks: bool) -> None:
+    """Raise AdaptError if a tower lacks `blocks` or does not support an edit of `method`, or if two edits conflict."""
     features: dict[str, Callable[[], Tensor]] = {}
     tokens: dict[str, Callable[[], Tensor]] = {}
     class_features = None
@@ -183,7 +183,7 @@ def _check_edits(backbone: Backbone, method: Method, classes: int) -> None:
         tokens["vision"] = lambda: patches
         class_tokens["vision"] = lambda: patches[:, 0]
     for name in sorted(method.touches):
-        tower = backbone.tower(name, blocks=not has_trait(method, OwnWeights))
+        tower = backbone.tower(name, blocks)
         planned = plan(tower, method.edits(tower, Context(features, tokens, class_features, class_tokens)))
         if name == "text" and planned.entering is not None and planned.entering.block is not None:
             check_first_token(backbone.tokenizer)

@@ -37,7 +37,7 @@ def test_nothing_of_a_native_model_is_loaded_but_its_configuration(tmp_path: Pat
     out = tmp_path / "run"
     lines = planned("lora/chats", "--backbone", str(folder), "--out", str(out)).splitlines()
     assert "350,208 trained parameters" in lines[1]
-    assert lines[2] == "data       313 training, 50 validation, 313 test conversations"
+    assert lines[2] == "data       313 items learned, 50 chosen on, 313 tested, 0 left out"
     assert lines[4] == "tokens     79 to 180 (median 104) in a conversation, up to 31 of answers"
     assert "20.0 MiB of weights" in lines[5]  # stored in half precision, which the CPU computes in fp32
     assert not out.exists()
