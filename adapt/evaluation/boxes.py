@@ -26,8 +26,7 @@ from adapt.evaluation.scores import Figure, QuestionScores
 
 HALF = 0.5
 THRESHOLDS = tuple(0.5 + step / 20 for step in range(10))  # COCO's, 0.50 to 0.95
-# COCO's, in square pixels
-AREAS = {"": (0, math.inf), "_small": (0, 32**2), "_medium": (32**2, 96**2), "_large": (96**2, math.inf)}
+AREAS = {"": (0, math.inf), "_small": (0, 32**2), "_medium": (32**2, 96**2), "_large": (96**2, math.inf)}  # COCO's
 _RECALLS = torch.linspace(0, 1, 101, dtype=torch.double)
 MOST = 100  # boxes of a class in an image that count
 _ROUNDING = 1e-10

@@ -36,8 +36,6 @@ from adapt.methods.base import Context, ImageStep, Method
 from adapt.methods.base.method import HoldsAside
 from adapt.methods.zero_shot import TemplateConfig
 
-_EPS = 1e-6  # of the norm behind the block
-
 
 class LM4VisualConfig(TemplateConfig):
     llm: str = Field(default="mini-lm", min_length=1)
@@ -48,6 +46,8 @@ class LM4VisualConfig(TemplateConfig):
     """How many of its blocks follow each other between the maps, from that one on."""
     residual: bool = True
     """Whether the block's output is added to the tower's tokens, by a weight from 0, instead of replacing them."""
+    eps: float = Field(default=1e-6, gt=0)
+    """What is added to the mean square in the norm behind the blocks."""
     fingerprint: str | None = None
     """The block's identity, which is set when the block is first loaded; another one by the same name is refused."""
 
@@ -76,21 +76,22 @@ class LM4Visual(HoldsAside, Method[ImageStep]):
         self.to(backbone.device)
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        return [After(_Behind(self.llama_dim_mapper1, self.aside["blocks"], self.llama_dim_mapper2, self.gamma))]
+        blocks, eps = self.aside["blocks"], self.config.eps
+        return [After(_Behind(self.llama_dim_mapper1, blocks, self.llama_dim_mapper2, self.gamma, eps))]
 
 
 class _Behind(nn.Module):
     """Blocks between two maps, for tokens `(b, l, w)`, whose output is multiplied by `gamma` `(w,)` and added."""
 
-    def __init__(self, enter: nn.Linear, blocks: Any, leave: nn.Linear, gamma: nn.Parameter | None) -> None:
+    def __init__(self, enter: nn.Linear, blocks: Any, leave: nn.Linear, gamma: nn.Parameter | None, eps: float) -> None:
         super().__init__()
-        self.enter, self.blocks, self.leave, self.gamma = enter, blocks, leave, gamma
+        self.enter, self.blocks, self.leave, self.gamma, self.eps = enter, blocks, leave, gamma, eps
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.enter(x.to(self.enter.weight.dtype))
         for block in self.blocks:
             tokens = _looking_around(block, tokens)
-        y: Tensor = self.leave(F.rms_norm(tokens, tokens.shape[-1:], eps=_EPS))
+        y: Tensor = self.leave(F.rms_norm(tokens, tokens.shape[-1:], eps=self.eps))
         return (y if self.gamma is None else x + self.gamma * y).to(x.dtype)
 
 

@@ -32,7 +32,6 @@ from adapt.methods.base import Context, Terms, Training
 from adapt.methods.base.method import LearnsAside
 from adapt.methods.projector import Projector, ProjectorConfig
 
-_CONTRAST = 0.3  # the weight of the contrastive loss beside the smooth L1
 _LOG_SCALE = 2.0  # of the contrast, at the start
 _LARGEST_SCALE = 100.0
 
@@ -46,6 +45,8 @@ class OLAVLMConfig(ProjectorConfig):
     """The number of learned tokens behind each image."""
     embedding_weight: float = Field(default=0.5, gt=0)
     """The weight of the loss of each block."""
+    contrast: float = Field(default=0.3, ge=0)
+    """The weight of the contrastive loss beside the smooth L1."""
     heads: int = Field(default=4, ge=1)
     """The heads of a predictor's attention."""
 
@@ -115,7 +116,8 @@ class OLAVLM(LearnsAside, Projector):
         for name, read in states.items():
             predictor: Any = self.aside[name.replace(".", "_")]
             regression, contrast = embedding_losses(predictor(read.float()), target, predictor.log_scale)
-            terms[f"embedding_{name}"] = self.config.embedding_weight * (regression + _CONTRAST * contrast).mean()
+            both = regression + self.config.contrast * contrast
+            terms[f"embedding_{name}"] = self.config.embedding_weight * both.mean()
         return terms
 
 

@@ -7,7 +7,7 @@ Reference: SS-Text-U `2af21ae`, `libs/solvers/{sstext,sstextu}.py`, `libs/archs/
 Deviations:
 * The transport of SS-Text-U is computed in logarithms. The reference's exponentials overflow at scale 100, CLIP's, and
   all its weights become NaN.
-* Texts are weighted by the numbers of images alone, and the expected shares are not settings. (SS-Text `4ff4897`, an
+* Texts are weighted by the numbers of images alone, and the expected shares follow from them. (SS-Text `4ff4897`, an
   older repository, counts more than 1,000 training images as 1,000.)
 """
 
@@ -28,8 +28,7 @@ from adapt.methods.base.traits import LearnsUnlabelled, LearnsUnseen
 from adapt.methods.zero_shot import TemplatesConfig
 from adapt.prompts import several
 
-ROUNDS, BALANCINGS = 3, 10  # of SS-Text-U: updates of the weights; passes over classes and images in each transport
-ABSENT = 4  # a class without images is expected that many times as rarely as the smallest other class
+ROUNDS, BALANCINGS, ABSENT = 3, 10, 4.0  # the settings of SS-Text-U
 
 
 class SSTextConfig(TemplatesConfig):
@@ -40,6 +39,8 @@ class SSTextConfig(TemplatesConfig):
     """Of SS-Text-U: how often the weights are updated; at 0 only labelled images count."""
     balancings: int = Field(default=BALANCINGS, ge=0)
     """Of SS-Text-U: passes over classes and images in each transport; at 0 each image's probabilities are taken."""
+    absent: float = Field(default=ABSENT, gt=0)
+    """Of SS-Text-U: how many times as rarely as the smallest other class one without images is expected."""
 
 
 class SSText(Method[ImageStep], LearnsUnseen, LearnsUnlabelled):
@@ -65,8 +66,8 @@ class SSText(Method[ImageStep], LearnsUnseen, LearnsUnlabelled):
         known = texts.to(self.weight), step.features, labels.to(self.weight.device)
         if self.reads_unlabelled:
             unlabelled = training.features("unlabelled").to(self.weight)
-            often = self.config.rounds, self.config.balancings
-            self.weight = with_unlabelled(*known, unlabelled, step.scale, *often)
+            own = self.config.rounds, self.config.balancings, self.config.absent
+            self.weight = with_unlabelled(*known, unlabelled, step.scale, *own)
         else:
             solve = by_frequency if self.config.variant == "SS-Text+" else alike
             self.weight = solve(*known, step.scale)
@@ -99,20 +100,21 @@ def with_unlabelled(
     scale: float,
     rounds: int = ROUNDS,
     balancings: int = BALANCINGS,
+    absent: float = ABSENT,
 ) -> Tensor:
     """Return the class weights `(n, e)` of SS-Text-U, which adds unit-length features `(m, e)` of unlabelled images."""
     shares = labels.bincount(minlength=len(texts)) / len(labels)
     labelled = alike(texts, shares[labels, None] / 2 * features, labels, scale)
     weights = texts if rounds else labelled
     for _ in range(rounds):
-        shared = transport(scale * unlabelled @ F.normalize(weights, dim=-1).T, expected(shares), balancings)
+        shared = transport(scale * unlabelled @ F.normalize(weights, dim=-1).T, expected(shares, absent), balancings)
         weights = labelled + scale / len(unlabelled) * shared.T @ unlabelled
     return weights
 
 
-def expected(shares: Tensor) -> Tensor:
+def expected(shares: Tensor, absent: float = ABSENT) -> Tensor:
     """Return the expected shares `(n,)` of the classes among unlabelled images, from those among labelled images."""
-    raised = shares.where(shares > 0, shares[shares > 0].min() / ABSENT)
+    raised = shares.where(shares > 0, shares[shares > 0].min() / absent)
     return raised / raised.sum()
 
 

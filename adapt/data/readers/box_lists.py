@@ -48,8 +48,7 @@ class _Picture:
     part: str
     size: tuple[int, int]
     things: list[tuple[str, Edges]] = field(default_factory=list)
-    crowds: dict[str, list[Edges]] = field(default_factory=dict)
-    """Boxes around many, by the name of what they are, of which then none is known."""
+    crowds: dict[str, list[Edges]] = field(default_factory=dict)  # boxes around many, so that no thing is known
     turned: int = 1
     """The EXIF orientation of the image that boxes are given in."""
 
