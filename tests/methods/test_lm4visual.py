@@ -62,6 +62,18 @@ def test_both_paths_agree(kind: str, residual: bool, images: Tensor, labels: Ten
     assert relative(gradient(checkpointed, images, labels), gradient(plain, images, labels)) < 1e-4
 
 
+def test_eps_is_added_to_the_mean_square_of_each_token() -> None:
+    tokens, outputs = torch.randn(2, 5, 192), []
+    for eps in (1e-12, 1.0):
+        torch.manual_seed(0)
+        model = model_of(residual=False, eps=eps)
+        [edit] = model.method.edits(model.backbone.tower("vision"), None)
+        outputs.append(edit.module(tokens))
+    ratio = outputs[1] / outputs[0]
+    torch.testing.assert_close(ratio, ratio[..., :1].expand_as(ratio), rtol=1e-2, atol=1e-2)
+    assert (ratio < 1).all()
+
+
 @pytest.mark.parametrize("kind", tiny_llms.KINDS)
 def test_blocks_of_every_family_see_all_tokens_and_no_positions(kind: str, tmp_path: Path) -> None:
     """The module behind the tower turns tokens in another order to the same tokens in that order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,6 +49,23 @@ def test_states_are_those_of_the_visual_tokens(images: Tensor) -> None:
         alone = model.step((images[row : row + 1], [question], ANSWERS[row : row + 1]))
         torch.testing.assert_close(alone.states(["decoder.0"])["decoder.0"][0], states[row], rtol=1e-4, atol=1e-5)
     assert states.shape[:2] == step.visual_tokens.shape[:2]
+
+
+@pytest.mark.parametrize("contrast", [0.3, 1.0])
+def test_the_loss_of_a_block_is_the_regression_and_a_share_of_the_contrast(contrast: float) -> None:
+    predicted, target = torch.randn(2, 3, 2, 4, generator=torch.Generator().manual_seed(0))
+    predictor = Predictor(4, 1, 2, 4)
+    predictor.forward = lambda states: predicted  # type: ignore[method-assign]
+    method: Any = SimpleNamespace(
+        config=methods.OLAVLM.Config(contrast=contrast, embedding_weight=0.5),
+        aside={"decoder_0": predictor},
+        _blocks={"decoder.0"},
+        _teacher=lambda pixels: target,
+    )
+    step = SimpleNamespace(states=lambda blocks: {"decoder.0": target}, task_loss=dict, inputs=[None])
+    terms: Any = methods.OLAVLM.loss(method, step)
+    first, second = embedding_losses(predicted, target, torch.tensor(2.0))
+    assert terms["embedding_decoder.0"].item() == pytest.approx(0.5 * (first + contrast * second).mean().item())
 
 
 def test_the_contrast_is_with_the_targets_of_the_batch() -> None:

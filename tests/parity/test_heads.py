@@ -251,7 +251,7 @@ def test_ss_text(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, expected = published.case("ss_text")
     settings.equal("num_iters_mm", ss_text.ROUNDS)
     settings.equal("num_iters_ot", ss_text.BALANCINGS)
-    settings.equal("ratio_label_marginal_correction", ss_text.ABSENT)
+    settings.equal("ratio_label_marginal_correction", methods.SSText().config.absent)
     monkeypatch.setattr(methods.SSText, "logit_scale", math.exp(settings["logit_scale"]))
     labels, test, test_labels = (expected[key] for key in ("labels", "test_features", "test_labels"))
     settings.equal("counts", labels.bincount(minlength=len(settings["names"])).tolist())

@@ -48,7 +48,8 @@ def built(weights: dict[str, Tensor], heads: int, settings: Any, folder: Path) -
     assert (own["norm.weight"] == 1).all()
     llm: Any = language_model(own, heads, settings["norm_eps"])
     llm.save_pretrained(folder)
-    method: Any = methods.LM4Visual(llm=str(folder), residual=False, blocks=settings.get("frozen_blocks", 1))
+    own_settings = {"blocks": settings.get("frozen_blocks", 1), "eps": settings["norm_eps"]}
+    method: Any = methods.LM4Visual(llm=str(folder), residual=False, **own_settings)
     width = weights[MAPS[1]].shape[0]
     tower: Any = SimpleNamespace(width=width)
     method.build(SimpleNamespace(tower=lambda name: tower, device=torch.device("cpu")), ())

@@ -39,11 +39,14 @@ def test_weights_follow_the_unlabelled_images() -> None:
     labels, features = torch.tensor([0, 0, 1, 3]), F.normalize(torch.randn(4, 16), dim=-1)
     shares = ss_text.expected(labels.bincount(minlength=4) / 4)
     assert shares.tolist() == pytest.approx([8 / 17, 4 / 17, 1 / 17, 4 / 17])
+    rarer = ss_text.expected(labels.bincount(minlength=4) / 4, absent=8)
+    assert rarer.tolist() == pytest.approx([16 / 33, 8 / 33, 1 / 33, 8 / 33])
     unlabelled = F.normalize(texts[2] + 0.05 * torch.randn(400, 16), dim=-1)
     shared = ss_text.transport(50 * unlabelled @ texts.T, shares)
     assert shared.sum(-1).allclose(torch.ones(400))
     assert scaled(shared.mean(0), shares) < 0.05
     near = ss_text.with_unlabelled(texts, features, labels, unlabelled, 50.0)
+    assert scaled(ss_text.with_unlabelled(texts, features, labels, unlabelled, 50.0, absent=400), near) > 1e-3
     order = torch.randperm(400)
     assert scaled(ss_text.with_unlabelled(texts, features, labels, unlabelled[order], 50.0), near) < 1e-5
 
