@@ -53,7 +53,6 @@ _OF_MAPS = ("convnext", "convnextv2", "dinov3_convnext")
 _POOLED = (*_OF_MAPS, "aimv2_vision_model", "clip_vision_model", "siglip_vision_model")  # by the library itself
 _BLOCKS = ("encoder.layer", "encoder.layers", "model.layer", "layers")  # where a model keeps its blocks
 _ROTARY = ("dinov3_vit",)
-_DINOV2 = ("dinov2", "dinov2_with_registers")
 _OF_ONE_SIZE = ("clip_vision_model", "ijepa", "siglip_vision_model", "vit", "vit_msn")  # of their positions
 
 
@@ -275,7 +274,7 @@ def build_encoder(model: Any, image_processor: Any, name: str | None = None) -> 
         )
     if getattr(model.config, "vision_use_head", True) is False:
         raise AdaptError(f"this {type(model).__name__} has no pooling head: give one with vision_use_head")
-    if kind in _DINOV2:
+    if kind.startswith("dinov2"):
         model.embeddings.position_offset = 0.0  # for fingerprints, see `with_offset`
     tower = _encoder_tower(model, kind)
     return VisionEncoder(
@@ -317,9 +316,8 @@ def _encode(model: Any, kind: str, images: Tensor) -> Tensor:
 def with_offset(backbone: Backbone, name: str) -> Backbone:
     """Make transformers' DINOv2 resize its positions as its own code does for weights without registers, and return it.
 
-    There, n patches of a side take the positions of n + 0.1; transformers has n (dinov2 `b8931f7`,
-    `vision_transformer.py`, `interpolate_offset`). The result is not written in transformers' format, which does not
-    know the offset. Raises AdaptError for another backbone.
+    There, n patches of a side take the positions of n + 0.1 (dinov2 `b8931f7`, `interpolate_offset`). It is not saved
+    in transformers' format, which does not know the offset. Raises AdaptError for another backbone.
     """
     embeddings: Any = getattr(backbone.model, "embeddings", None)
     if not hasattr(embeddings, "position_offset"):

@@ -117,7 +117,7 @@ def sets(
     part: common.PartToMeasure = "all",
     out: Annotated[Path, "New file for the adapter with its sets."],
     score: Annotated[
-        Literal["lac", "aps", "raps"] | None,
+        Literal["lac", "aps", "raps", "aps_random", "raps_random", "margin", "top_k"] | None,
         "How strange a class is: lac gives the smallest sets, aps sets that grow with the difficulty of the image.  "
         "[default: lac]",
     ] = None,

@@ -84,7 +84,7 @@ class RecordedAnswers(TypedDict):
 class RecordedSets(TypedDict):
     """The calibrated sets of classes (`adapt.models.sets.Sets`), or intervals of numbers."""
 
-    score: Literal["lac", "aps", "raps", "residual", "every"]
+    score: Literal["lac", "aps", "raps", "aps_random", "raps_random", "margin", "top_k", "residual", "every"]
     by_class: bool
     scores: tuple[tuple[float, ...], ...]
     sizes: tuple[tuple[Annotated[int, Field(gt=0)], ...], ...]

@@ -4,9 +4,9 @@ Sources: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 200
 Wasserman, JASA 2019 (LAC); Romano, Sesia and Candès, NeurIPS 2020 (APS); Angelopoulos et al., ICLR 2021 (RAPS); Lee,
 Barber and Willett, 2023, for images in groups; Lei et al., JASA 2018, for numbers, by absolute residuals; Barber et
 al., Annals of Statistics 2021, and Romano, Sesia and Candès, 2020, for sets without images held back (CV+);
-Silva-Rodríguez et al., CVPR 2025, for images answered together (Conf-OT). Deviations: APS and RAPS are not randomised,
-so that an answer does not depend on chance; their sets are a little larger, and never empty. Conf-OT has the uniform
-marginal alone, as that of the calibration labels breaks the guarantee, and no logit overflows in it.
+Silva-Rodríguez et al., CVPR 2025, for images answered together (Conf-OT). Deviations: the chance of randomised APS and
+RAPS follows from an image's probabilities, so that answers stay the same; without it, sets are larger, and never empty.
+Conf-OT has the uniform marginal alone, as that of calibration labels breaks the guarantee, and no logit overflows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from adapt.common import plain
 from adapt.common.errors import AdaptError
 from adapt.common.shown import first_of
 
-Score = Literal["lac", "aps", "raps"]
+Score = Literal["lac", "aps", "raps", "aps_random", "raps_random", "margin", "top_k"]
 RESIDUAL: Final = "residual"  # the score of a number: how far it is from the true one
 EVERY: Final = "every"  # the score of several labels: LAC of the least probable one of an image
 OfImages = Score | Literal["residual", "every"]
@@ -267,13 +267,15 @@ def transported(logits: Tensor, epsilon: float = 1.0, rounds: int = 3) -> Tensor
 
 
 def scores_of(probabilities: Tensor, score: Score | Literal["every"]) -> Tensor:
-    """Return the score of each class for each image `(b, c)` in fp64, larger for a less likely class."""
-    probabilities = probabilities.double()
-    if score in ("lac", EVERY):
-        return 1 - probabilities
-    ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    scores = ranked.cumsum(-1)
-    if score == "raps":
-        ranks = torch.arange(1, scores.shape[-1] + 1) - RAPS["free_ranks"]
-        scores = scores + RAPS["penalty"] * ranks.clamp_min(0).to(scores)
+    """Return the score of each class for each image `(b, c)` in fp64, from 0, larger for a less likely class."""
+    ranked, order = probabilities.double().sort(dim=-1, descending=True, stable=True)
+    before = torch.arange(ranked.shape[-1]).to(ranked).expand_as(ranked)
+    rivals = torch.cat([ranked[..., 1:2], ranked[..., :1].expand_as(ranked)], -1)[..., : ranked.shape[-1]]
+    of_ranks = {"lac": 1 - ranked, EVERY: 1 - ranked, "margin": 1 + rivals - ranked, "top_k": before}
+    scores = of_ranks.get(score, ranked.cumsum(-1))
+    if score.startswith("raps"):
+        scores = scores + RAPS["penalty"] * (before + 1 - RAPS["free_ranks"]).clamp_min(0)
+    if score.endswith("random"):  # a number from 0 to 1 by which the class's own probability is left out
+        mixed = ((1e3 * ranked).round() * (before + 1)).sum(-1, keepdim=True)
+        scores = scores - (1e4 * mixed.sin()).remainder(1) * ranked
     return torch.zeros_like(scores).scatter(-1, order, scores)

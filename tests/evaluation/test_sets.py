@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import zipfile
 from dataclasses import replace
@@ -50,7 +51,7 @@ def coverage(by_class: bool, score: Score, known: int, groups: int, draws: int) 
     return torch.stack(held).nanmean(0)
 
 
-@pytest.mark.parametrize("score", ["lac", "aps", "raps"])
+@pytest.mark.parametrize("score", ["lac", "aps", "raps", "aps_random", "margin"])
 def test_the_true_class_is_in_the_set_as_often_as_promised(score: Score) -> None:
     """Of 49 images, the share is (49 + 1) * 0.8 / 50 on average, up to equal scores; rare classes have less."""
     over_all, *of_classes = coverage(False, score, 49, 0, 300).tolist()
@@ -211,11 +212,31 @@ def test_crossed_sets_by_hand() -> None:
     )
 
 
+def test_the_chance_of_images_is_uniform_and_makes_sets_no_larger_than_promised() -> None:
+    probabilities, labels, own = drawn(4000, torch.Generator().manual_seed(3), 0)
+    chance = (scores_of(probabilities, "aps") - scores_of(probabilities, "aps_random")) / probabilities
+    torch.testing.assert_close(chance, chance[:, :1].expand_as(chance), rtol=0, atol=1e-6)
+    shares = torch.histc(chance[:, 0], 10, 0, 1) / len(chance)
+    assert (shares - 0.1).abs().max() < 0.03
+    sizes = {}
+    for score in ("aps", "aps_random"):
+        found = Sets.of(probabilities[:2000], labels[:2000], own[:2000], score, False, "")
+        sizes[score] = float(found.hold(probabilities[2000:], LEVEL).sum(-1).double().mean())
+    assert sizes["aps_random"] < sizes["aps"]
+
+
 def test_scores_by_hand() -> None:
     probabilities = torch.tensor([[0.5, 0.2, 0.3]], dtype=torch.double)
     assert scores_of(probabilities, "lac").tolist() == [pytest.approx([0.5, 0.8, 0.7])]
     assert scores_of(probabilities, "aps").tolist() == [pytest.approx([0.5, 1.0, 0.8])]
     assert scores_of(probabilities, "raps").tolist() == [pytest.approx([0.5, 1.02, 0.81])]
+    assert scores_of(probabilities, "margin").tolist() == [pytest.approx([0.8, 1.3, 1.2])]
+    assert scores_of(probabilities, "top_k").tolist() == [[0, 2, 1]]
+    chance = 1e4 * math.sin(500 + 2 * 300 + 3 * 200) % 1
+    assert scores_of(probabilities, "raps_random").tolist() == [
+        pytest.approx([0.5 * (1 - chance), 1.02 - 0.2 * chance, 0.81 - 0.3 * chance])
+    ]
+    assert scores_of(torch.ones(2, 1), "margin").tolist() == [[1], [1]]
     found = Sets("lac", False, ((0.1, 0.3, 0.6, 0.75),), ((1, 1, 1, 1),), "")
     assert [found.limits(level)[0] for level in (0.2, 0.4, 0.6, 0.8, 0.81)] == [0.1, 0.3, 0.6, 0.75, torch.inf]
     twice = Sets("lac", False, ((0.1, 0.3, 0.6, 0.75),), ((2, 2, 1, 1),), "")  # three groups

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import published
 import pytest
 import torch
@@ -20,8 +18,8 @@ def test_conformal() -> None:
     assert len(probabilities) == known + settings["test"]
     groups = [str(number) for number in range(known)]
 
-    def sets(by_class: bool) -> Sets:
-        return Sets.of(probabilities[:known], labels[:known], groups, "lac", by_class, "")
+    def sets(by_class: bool, score: Score = "lac") -> Sets:
+        return Sets.of(probabilities[:known], labels[:known], groups, score, by_class, "")
 
     own = scores_of(probabilities[:known], "lac").gather(1, labels[:known, None])[:, 0]
     expected.scaled("mapie.lac.scores", own, within=1e-12)
@@ -30,9 +28,16 @@ def test_conformal() -> None:
     held = torch.stack([sets(False).hold(probabilities[known:], level) for level in levels], -1)
     expected.equal("mapie.lac.sets", held)
     for name, by_class in (("all", False), ("class", True)):
-        for level in levels:
-            held = sets(by_class).hold(probabilities[known:], level)
-            expected.equal(f"crepes.hinge.{name}.p", held, lambda p, level=level: p > 1 - level + 1e-9)
+        for kind, score in (("hinge", "lac"), ("margin", "margin")):
+            for level in levels:
+                held = sets(by_class, score).hold(probabilities[known:], level)
+                expected.equal(f"crepes.{kind}.{name}.p", held, lambda p, level=level: p > 1 - level + 1e-9)
+    own = scores_of(probabilities[:known], "top_k").gather(1, labels[:known, None])[:, 0]
+    expected.equal("mapie.top_k.scores", own)
+    limits = torch.tensor([sets(False, "top_k").limits(level) for level in levels])[:, 0]
+    expected.equal("mapie.top_k.thresholds", limits)
+    held = torch.stack([sets(False, "top_k").hold(probabilities[known:], level) for level in levels], -1)
+    expected.equal("mapie.top_k.sets", held)
     of_labels = probabilities[:known].gather(1, labels[:known, None])[:, 0]
     randomised = scores_of(probabilities[:known], "aps").gather(1, labels[:known, None])[:, 0]
     for name in ("aps", "aps_open"):
@@ -73,7 +78,7 @@ def test_transport(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind, probabilities in (("none", plain), ("uniform", together)):
         expected.scaled(kind, probabilities)
         of_labels = probabilities[:known].gather(1, labels)[:, 0]
-        for score in get_args(Score):
+        for score in ("lac", "aps", "raps"):
             own = scores_of(probabilities[:known], score).gather(1, labels)[:, 0]
             chance = 0 if score == "lac" else (1 - expected[f"{kind}.{score}.u"]) * of_labels
             expected.scaled(f"{kind}.{score}.scores", own - chance)

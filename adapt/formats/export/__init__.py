@@ -151,7 +151,7 @@ def _sets(model: ImageModel, int8: bool) -> dict[str, object]:
         if not levels:
             logger.warning("the export gives no sets: %s", error)
             return {}
-    return {"sets": {"score": sets.score, **(RAPS if sets.score == "raps" else {}), "levels": levels}}
+    return {"sets": {"score": sets.score, **(RAPS if sets.score.startswith("raps") else {}), "levels": levels}}
 
 
 def _preprocess(backbone: Backbone) -> dict[str, object]:
