@@ -135,7 +135,7 @@ def search(
     of_pairs = any(map(_lists_pairs, queries))
     if root is not None and not of_pairs:
         raise AdaptError("--root is the image folder of a .csv of pairs, but no query is a .csv: leave --root out")
-    from adapt.retrieval.index import changed, load_index, slerp
+    from adapt.retrieval.index import changed, load_index, prepared, slerp
 
     stored = load_index(index)
     model = _model(backbone or (None if adapter else stored.header.backbone), adapter, device)
@@ -147,14 +147,15 @@ def search(
         )
     old = None if share is None or text is not None else _older(stored, model, device)
     for query in queries:
-        encoded = _encoded(model, query, root)
-        features = encoded.features
         if text is not None:
-            features = changed(model, features, text, share)
-        elif old is not None and share is not None:
-            features = slerp(_encoded(old, query, root).features, features, share)
+            names, features = [query], changed(model, next(prepared(model, [query])), text, share)
+        else:
+            encoded = _encoded(model, query, root)
+            names, features = [*encoded.entries], encoded.features
+            if old is not None and share is not None:
+                features = slerp(_encoded(old, query, root).features, features, share)
         count = top_k if text is None else top_k + 1
-        for name, *nearest in zip(encoded.entries, *stored.nearest(features, count), strict=True):
+        for name, *nearest in zip(names, *stored.nearest(features, count), strict=True):
             cosines, places = (each.tolist() for each in nearest)
             found = list(zip([stored.entries[place] for place in places], cosines, strict=True))
             if text is not None:

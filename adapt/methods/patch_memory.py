@@ -3,7 +3,8 @@
 Paper: Damm et al., AnomalyDINO: Boosting Patch-based Few-shot Anomaly Detection with DINOv2, WACV 2025. `coreset` and
 `metric` are those of Roth et al., Towards Total Recall in Industrial Anomaly Detection (PatchCore), CVPR 2022.
 References: AnomalyDINO `b3435f0`, `src/detection.py`, `backbones.py`, `utils.py`, `post_eval.py`,
-`run_anomalydino_batched.py`; anomalib `b7233686`, `k_center_greedy.py`.
+`run_anomalydino_batched.py`; anomalib `b7233686`, `k_center_greedy.py`,
+`one_class.py`.
 Deviations:
 * The memory is kept in half precision. Images are turned, and maps smoothed, in the size that the backbone reads.
 * The mask of an object splits the first component by Otsu's threshold, for a backbone of any scale, and grows in rows
@@ -84,6 +85,9 @@ class PatchMemoryConfig(MethodConfig):
     decide: Literal["good", "f1"] = "good"
     """Whether the threshold comes from good images alone, or has the best F1 on them and on all abnormal images. The
     good ones are those of validation or, if none is there, those of training, each left out of the memory."""
+    probability: Literal["odds", "range"] = "odds"
+    """Whether the odds of an image being abnormal are a power of its score over the threshold, or its probability is
+    anomalib's normalised score: 0.5 at the threshold, and linear, by the range of the scores that the threshold has."""
     rows: int = Field(default=0, ge=0)
     """The number of patches in the memory; training sets it."""
     scores: int = Field(default=0, ge=0)
@@ -104,7 +108,8 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
     """Distances of an image's patches to a `memory` `(m, d)` of those of good images.
 
     `good` `(2, n)` are the scores of good images that are not in the memory they were compared with, and the maxima of
-    their maps. If F1 decides, `cut` `(2,)` are the thresholds of both.
+    their maps. If F1 decides, `cut` `(2,)` are the thresholds of both. `ends` `(2,)` are the lowest and the highest
+    score of an image that the threshold was chosen by, for normalised scores.
     """
 
     name = "patch_memory"
@@ -116,6 +121,7 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
     memory: Tensor
     good: Tensor
     cut: Tensor
+    ends: Tensor
 
     def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         width = vision.patch_features(backbone, backbone.blank(), self.config.block).shape[-1]
@@ -127,6 +133,8 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         self.register_buffer("good", good)
         if self.config.decide == "f1":
             self.register_buffer("cut", good.new_full((2,), FAR))
+        if self.config.probability == "range":
+            self.register_buffer("ends", torch.stack(good[0].aminmax()) if good.numel() else good.new_zeros(2))
 
     def prepare(self, training: Training) -> None:
         config = self.config
@@ -171,6 +179,8 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
         if config.decide == "f1":
             tested = [compared(self._patches(training, part, good=False), own) for part, own in abnormal.items() if own]
             scored = torch.cat(tested, 1)
+            if self.config.probability == "range":
+                self.ends.copy_(torch.stack(torch.cat([self.good[0], scored[0]]).aminmax()))
             self.cut.copy_(torch.stack([best_f1(*scores) for scores in zip(self.good, scored, strict=True)]))
             cut = self.cut[0]
             if not (self.good <= self.cut[:, None]).any(1).all():
@@ -255,9 +265,13 @@ class PatchMemory(Method[ImageStep], DrawsMaps, OwnClassifier, Reports):
     def logits(self, step: ImageStep) -> Tensor:
         """Return logits `(b, n)`, 0 for normal; the others are above 0 where the score is above the threshold."""
         names, threshold, scores = step.model.class_names, self.threshold(), self._of(step)[1]
-        passed = scores.clamp_min(LEAST) / (FAR if threshold is None else threshold.clamp_min(LEAST))
+        threshold = scores.new_tensor(FAR) if threshold is None else threshold
+        if self.config.probability == "range":
+            odds = normalised(scores, threshold, *self.ends).logit(LEAST)
+        else:
+            odds = STEEP * (scores.clamp_min(LEAST) / threshold.clamp_min(LEAST)).log()
         others = 1 - F.one_hot(torch.tensor(normal_label(self, names)), len(names))
-        return (STEEP * passed.log() - TIE)[:, None] * others.to(scores)
+        return (odds - TIE)[:, None] * others.to(scores)
 
     def anomalies(self, step: ImageStep) -> Tensor:
         return self.drawn(self._of(step)[0], step.images.shape[-2:])
@@ -335,6 +349,11 @@ def best_f1(good: Tensor, abnormal: Tensor) -> Tensor:
     cuts = torch.cat([scores[:1] - 1, (scores[1:] + scores[:-1]) / 2])
     found, false = ((each > cuts[:, None]).sum(-1) for each in (abnormal, good))
     return cuts[(2 * found / (found + false + len(abnormal))).argmax()]
+
+
+def normalised(scores: Tensor, threshold: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return anomalib's scores `(n,)` from 0 to 1, with the threshold at 0.5, by the range of scores low to high."""
+    return ((scores - threshold) / (high - low).clamp_min(LEAST) + 0.5).clamp(0, 1)
 
 
 def f1_of(good: Tensor, abnormal: Tensor) -> str:

@@ -6,11 +6,12 @@ et al., Zero-Shot Composed Image Retrieval with Textual Inversion, ICCV 2023 (SE
 Reference: lincir `1dec42d`, `models.py`, `train_phi.py`; composed_image_retrieval `8c05329`, `src/trainer.py`; SEARLE
 `a9c314b`, `src/oti_inversion.py`, `src/train_phi.py`.
 Deviations:
-* Features are normalised before the map, so that one noise suits every backbone; the references map them as they are.
+* Features are normalised before the map, so that one noise suits every backbone; the references map them as they are,
+  as `unit: false` does.
 * TextBlob tags words in place of spaCy. A run has numerals and no determiners, the reference's the reverse. It is
   replaced where it stands, not wherever its letters occur; captions without one are left out, not given a random word.
 * The learning rate falls by a cosine, without a warm-up. The weights of the last step are kept, and not averaged.
-* Pic2Word's map is LinCIR's, which is SEARLE's; its own has ReLU and other widths.
+* Pic2Word's map is LinCIR's, which is SEARLE's; its own is that of `activation: relu`, `hidden: 512`, `dropout: 0.1`.
 * SEARLE's phrases are the 15 captions of the data nearest to the image, with their runs replaced as LinCIR's are; the
   reference has a language model's sentences about the nearest concepts. Its template is one, the setting `prompt`.
 """
@@ -58,9 +59,13 @@ class PseudoWordConfig(MethodConfig):
     """The width of the map's hidden layers; null means four times a feature's."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """The dropout behind both hidden layers."""
+    activation: Literal["gelu", "relu"] = "gelu"
+    """The activation of both hidden layers."""
+    unit: bool = True
+    """Whether the map reads features of unit length, or of the length that the backbone gives them."""
     noise: float | None = Field(default=None, ge=0)
-    """Largest standard deviation of the noise on each value of a caption's unit-length feature; each caption draws a
-    share of it. Null means 0.1 for 768 values, and the same total noise for fewer."""
+    """Largest standard deviation of the noise on each value of a caption's feature; each caption draws a share of it.
+    Null means 1 or, for features of unit length, 0.1 for 768 values and the same total noise for fewer."""
     epochs: int = Field(default=10, ge=1)
     """The epochs over the captions or images."""
     batch_size: int = Field(default=512, ge=2)
@@ -80,7 +85,7 @@ class PseudoWordConfig(MethodConfig):
 
 
 class PseudoWord(Method[ImageStep], Composes, StandsAlone):
-    """A perceptron `layers` from unit-length image features `(e,)` to a word embedding `(d,)` of the text tower."""
+    """A perceptron `layers` from an image's features `(e,)` to a word embedding `(d,)` of the text tower."""
 
     name = "pseudo_word"
     title = "Pseudo-words by LinCIR (CVPR 2024), Pic2Word (CVPR 2023) or SEARLE (ICCV 2023)"
@@ -91,21 +96,25 @@ class PseudoWord(Method[ImageStep], Composes, StandsAlone):
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         size, width = backbone.embed_dim, backbone.tower("text").width
-        hidden, dropout = self.config.hidden or 4 * size, self.config.dropout
-        layers: list[nn.Module] = [nn.Linear(size, hidden), nn.GELU(), nn.Dropout(dropout)]
-        layers += [nn.Linear(hidden, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width)]
-        self.layers = nn.Sequential(*layers).to(backbone.device)
+        hidden, activation = self.config.hidden or 4 * size, {"gelu": nn.GELU, "relu": nn.ReLU}[self.config.activation]
+        layers: list[nn.Module] = []
+        for read in (size, hidden):
+            layers += [nn.Linear(read, hidden), activation(), nn.Dropout(self.config.dropout)]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden, width)).to(backbone.device)
 
     def words(self, features: Tensor) -> Tensor:
         """Return the word embeddings `(b, d)` of image or text features `(b, e)`."""
-        weight = next(self.layers.parameters())
-        words: Tensor = self.layers(F.normalize(features.to(weight), dim=-1))
+        words: Tensor = self.layers(self._read(features.to(next(self.layers.parameters()))))
         return words
+
+    def _read(self, features: Tensor) -> Tensor:
+        return F.normalize(features, dim=-1) if self.config.unit else features
 
     def composed(self, step: ImageStep, text: str) -> Tensor:
         parts = [part.replace("{}", text) for part in self.config.query.split(WORD)]
         prompt = around_word(step.model.backbone.tokenizer, parts)
-        return step.model.encode_words([prompt] * len(step.features), self.words(step.features))
+        words = self.words(step.model.image_features(step.images, unit=False))
+        return step.model.encode_words([prompt] * len(words), words)
 
     def prepare(self, training: Training) -> None:
         losses = {"captions": self._loss_of_captions, "images": self._loss_of_images, "inversions": self._loss_of_words}
@@ -116,12 +125,13 @@ class PseudoWord(Method[ImageStep], Composes, StandsAlone):
     def _loss_of_captions(self, training: Training) -> tuple[int, RowsLoss]:
         """Return LinCIR's number of captions and its loss."""
         model, (prompts, rows) = training.classifier, self._captions(training)
-        noise = 0.1 * sqrt(768 / model.backbone.embed_dim) if self.config.noise is None else self.config.noise
+        usual = 0.1 * sqrt(768 / model.backbone.embed_dim) if self.config.unit else 1.0
+        noise = usual if self.config.noise is None else self.config.noise
 
         def loss(chosen: Tensor) -> Tensor:
             right = rows[chosen]
             drawn = noise * torch.rand(len(right), 1, device=right.device) * torch.randn_like(right)
-            words = self.words(F.normalize(right, dim=-1) + drawn)
+            words = self.words(self._read(right) + drawn)
             return rebuilding(model, [prompts[place] for place in chosen.tolist()], words, right)
 
         return len(rows), loss
@@ -167,13 +177,13 @@ class PseudoWord(Method[ImageStep], Composes, StandsAlone):
         return around_word(training.classifier.backbone.tokenizer, self.config.prompt.split(WORD))
 
     def _images(self, training: Training) -> Tensor:
-        """Return unit-length features `(n, e)` of the training images, each once.
+        """Return the features `(n, e)` of the training images that the map reads, each once.
 
         Raises AdaptError for fewer than two.
         """
         items = training.items("train")
         places = {item.paths: place for place, item in enumerate(items) if item.paths}.values()
-        rows = training.features("train")[[*places]] if places else torch.empty(0)
+        rows = training.features("train", unit=self.config.unit)[[*places]] if places else torch.empty(0)
         return _enough(rows.to(training.classifier.backbone.device), "images")
 
     def _captions(self, training: Training) -> tuple[list[Prompt], Tensor]:
@@ -203,9 +213,9 @@ def rebuilding(model: ImageModel, prompts: Sequence[Prompt], words: Tensor, righ
 
 
 def matching(model: ImageModel, prompt: Prompt, words: Tensor, features: Tensor) -> Tensor:
-    """Return Pic2Word's loss: the contrast of unit-length image `features` `(b, e)` with the prompt of each word."""
+    """Return Pic2Word's loss: the contrast of image `features` `(b, e)` with the prompt of each word."""
     found = F.normalize(model.encode_words([prompt] * len(words), words).float(), dim=-1)
-    return contrast(model.backbone.logit_scale * features.float() @ found.T)
+    return contrast(model.backbone.logit_scale * F.normalize(features.float(), dim=-1) @ found.T)
 
 
 def apart(model: ImageModel, prompts: Sequence[Prompt], words: Tensor, features: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from adapt.data.decoding.images import in_batches, picture_batches
 from adapt.data.decoding.pictures import turns
 from adapt.data.item import Item
 from adapt.formats import tensor_file
-from adapt.methods.base import Encoded, ImageStep
+from adapt.methods.base import ImageStep
 from adapt.methods.base.space import Space, space_of
 from adapt.methods.base.traits import Composes, Projects, has_trait, trait
 from adapt.models.base import evaluating
@@ -201,10 +201,15 @@ def index_pairs(model: ImageModel, items: Sequence[Item], progress: Progress | N
     return _index("pairs", model, entries, encoded(), progress)
 
 
-def _of_images(model: ImageModel, paths: Sequence[str]) -> Iterator[Tensor]:
+def prepared(model: ImageModel, paths: Sequence[str]) -> Iterator[Tensor]:
+    """Yield batches `(b, 3, h, w)` of the preprocessed images at `paths`."""
     transform = model.backbone.transform(train=False)
     for pictures in picture_batches(paths, IMAGES_AT_ONCE, turned=turns(transform)):
-        pixels = model.batched([transform(picture) for picture in pictures])
+        yield model.batched([transform(picture) for picture in pictures])
+
+
+def _of_images(model: ImageModel, paths: Sequence[str]) -> Iterator[Tensor]:
+    for pixels in prepared(model, paths):
         with evaluating(model), torch.no_grad():
             yield model.image_features(pixels)
 
@@ -253,19 +258,22 @@ def _index(
 
 @torch.no_grad()
 def changed(model: ImageModel, images: Tensor, text: str, share: float | None = None) -> Tensor:
-    """Return queries `(b, e)` for what images, given by unit-length features `(b, e)`, are when a text changes them.
+    """Return unit-length queries `(b, e)` for what preprocessed images `(b, 3, h, w)` are when a text changes them.
 
     The method of `model` makes them, if it has the trait `Composes`. Otherwise they lie on the arc to the text, `share`
     of the way, by default half. Raises AdaptError for an empty or too long text, and for a share that does not apply.
     """
     composes = trait(model.method, Composes)
     if composes is None:
-        return slerp(images, index_texts(model, [text]).features, 0.5 if share is None else share)
+        new = index_texts(model, [text]).features
+        with evaluating(model):
+            old = F.normalize(model.image_features(images).float(), dim=-1).cpu()
+        return slerp(old, new, 0.5 if share is None else share)
     _check([text], "text")
     if share is not None:
         raise AdaptError(f"--slerp is {share}, but {model.method.name} goes no way to a text: leave --slerp out")
     with evaluating(model):
-        return F.normalize(composes.composed(ImageStep(model, Encoded(images)), text), dim=-1).float().cpu()
+        return F.normalize(composes.composed(ImageStep(model, images), text), dim=-1).float().cpu()
 
 
 def slerp(old: Tensor, new: Tensor, share: float) -> Tensor:

@@ -151,11 +151,13 @@ class Encoding:
         images = [each for each in inputs if not isinstance(each, str)]
         with evaluating(self.model), torch.no_grad():
             of_texts = iter(self.model.text_features(texts, edited=True) if texts else ())
-            found = self.model.image_features(self.model.batched(images)) if images else torch.empty(0)
-            if self.text is not None:
-                found = changed(self.model, F.normalize(found.float(), dim=-1).cpu(), self.text, self.share)
-        of_images = iter(found)
+            of_images = iter(self._of_images(self.model.batched(images)) if images else ())
         return [next(of_texts if isinstance(each, str) else of_images).float().cpu() for each in inputs]
+
+    def _of_images(self, pixels: Tensor) -> Tensor:
+        if self.text is None:
+            return self.model.image_features(pixels)
+        return changed(self.model, pixels, self.text, self.share)
 
 
 class Embeddings:

@@ -106,6 +106,20 @@ def test_what_cannot_be_promised_is_refused(images: int, apart: int, settings: A
         trained(images, apart, **settings)
 
 
+def test_a_probability_by_the_range_of_scores_is_linear_and_decides_alike(tmp_path: Path) -> None:
+    items = [*load("emoji-product").test][:12]
+    odds, linear = (trained(6, probability=each)[0] for each in ("odds", "range"))
+    good, threshold = linear.method.good[0], linear.method.threshold()
+    step = linear.step(torch.stack([linear.backbone.transform(train=False)(open_image(item.path)) for item in items]))
+    with torch.no_grad():
+        found = linear.method.logits(step).softmax(-1)[:, 1]
+    expected = ((step.compared[1] - threshold) / (good.max() - good.min()) + 0.5).clamp(0, 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert [each.class_name for each in linear.predict(items)] == [each.class_name for each in odds.predict(items)]
+    again: Any = adapt.load(linear.save(tmp_path / "a.safetensors"), linear.backbone)
+    assert torch.equal(again.method.ends, torch.stack(good.aminmax()))
+
+
 def test_abnormal_images_give_the_threshold_of_the_best_f1(tmp_path: Path) -> None:
     split = load("emoji-product")
     strange = [item for item in split.test if item.answer != "normal"][:6]

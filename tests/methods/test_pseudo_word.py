@@ -13,7 +13,6 @@ import torch.nn.functional as F
 import adapt
 from adapt import AdaptError, methods
 from adapt.data import Item, Split
-from adapt.methods.base import Encoded
 from adapt.methods.pseudo_word import apart, around_names, matching, rebuilding
 from adapt.prompts import around_word
 from adapt.retrieval.index import changed, index_images, slerp
@@ -109,15 +108,28 @@ def test_words_that_are_found_for_images_are_learned(tiny_split: Split, monkeypa
 
 def test_without_a_map_the_query_lies_on_the_arc() -> None:
     model: Any = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.ZeroShot(), ("object",)).eval()
-    images = F.normalize(torch.randn(3, model.backbone.embed_dim), dim=-1)
-    assert torch.allclose(changed(model, images, "red", 0.2), slerp(images, model.text_features(["red"]), 0.2))
+    images = torch.randn(3, 3, 32, 32)
+    old, new = model.image_features(images), model.text_features(["red"])
+    assert torch.allclose(changed(model, images, "red", 0.2), slerp(old, new, 0.2), atol=1e-6)
 
 
 def test_a_query_knows_no_dropout() -> None:
     model = new(dropout=0.5).train()
-    images = F.normalize(torch.randn(3, model.backbone.embed_dim), dim=-1)
+    images = torch.randn(3, 3, 32, 32)
     assert torch.equal(changed(model, images, "is red"), changed(model, images, "is red"))
     assert model.training
+
+
+def test_the_map_reads_features_as_they_are_or_of_unit_length() -> None:
+    features = torch.randn(4, new().backbone.embed_dim)
+    as_is, unit = new(unit=False).eval(), new().eval()  # with the same weights
+    assert torch.equal(as_is.method.words(features), as_is.method.layers(features))
+    assert torch.allclose(unit.method.words(3 * features), as_is.method.words(F.normalize(features, dim=-1)), atol=1e-6)
+    pixels = torch.randn(2, 3, 32, 32)
+    prompt = around_word(as_is.backbone.tokenizer, ["a photo of ", " that is red"])
+    words = as_is.method.layers(as_is.image_features(pixels, unit=False))
+    query = F.normalize(as_is.encode_words([prompt] * 2, words), dim=-1)
+    assert torch.allclose(changed(as_is, pixels, "is red"), query, atol=1e-6)
 
 
 def test_what_is_refused() -> None:
@@ -128,6 +140,6 @@ def test_what_is_refused() -> None:
         adapt.fit(new(), [Item.of(text=text) for text in ("running", "to be")], progress=False)
     with pytest.raises(AdaptError, match="the data has 0 different images to learn from"):
         adapt.fit(new(learns="images"), TEXTS, progress=False)
-    step = new().step(Encoded(torch.randn(1, new().backbone.embed_dim)))
+    step = new().step(torch.randn(1, 3, 32, 32))
     with pytest.raises(AdaptError, match="tokens but the text tower reads 77: shorten the text"):
         step.model.method.composed(step, "very " * 100)

@@ -112,7 +112,7 @@ def test_patchcore() -> None:
     expected.equal("locations", nearest)
 
 
-def test_thresholds_of_the_best_f1() -> None:
+def test_thresholds_and_normalised_scores() -> None:
     """The published threshold is the lowest score that is called abnormal, and ours lies below it, above the next."""
     _, expected = published.case("thresholds")
     for name in ("both", "overlap", "abnormal_only"):
@@ -127,3 +127,8 @@ def test_thresholds_of_the_best_f1() -> None:
     expected.scaled("normal_only.threshold", cut)
     expected.equal("normal_only.decided", good > cut)
     expected.equal("normal_only.labels", torch.zeros(len(good)))
+    for name in ("both", "overlap", "normal_only", "abnormal_only"):  # a score at the threshold does not pass it
+        scores = expected[f"{name}.scores"]
+        found = patch_memory.normalised(scores, expected[f"{name}.threshold"], *scores.aminmax())
+        expected.scaled(f"{name}.normalised", found)
+        expected.equal(f"{name}.decided", found > 0.5)

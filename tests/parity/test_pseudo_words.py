@@ -8,7 +8,7 @@ import published
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import adapt
 from adapt import methods
@@ -16,12 +16,15 @@ from adapt.methods.pseudo_word import apart, around_names, distilling, inversion
 from adapt.prompts import around_word
 from adapt.retrieval.index import slerp
 
+# where the published names of Pic2Word's layers lie in ours
+PLACES = {"layers.0.0": "layers.0", "layers.1.0": "layers.3", "fc_out": "layers.6"}
 
-def built(library: str, expected: Any) -> Any:
-    """Our own map with the published weights, which is LinCIR's."""
-    hidden = len(expected["param.layers.0.bias"])
-    model: Any = adapt.wrap(published.backbone(library), methods.PseudoWord(hidden=hidden), ()).eval()
-    model.method.load_state_dict(expected.under("param."))
+
+def built(library: str, weights: dict[str, Tensor], **settings: Any) -> Any:
+    """The model with a map that reads features as they are, and has the published weights."""
+    chosen = methods.PseudoWord(hidden=len(weights["layers.0.bias"]), unit=False, **settings)
+    model: Any = adapt.wrap(published.backbone(library), chosen, ()).eval()
+    model.method.load_state_dict(weights)
     return model
 
 
@@ -32,11 +35,11 @@ def filled(model: Any, texts: list[str], word: str) -> list[Any]:
 @pytest.mark.parametrize("library", published.LIBRARIES)
 def test_lincir(library: str) -> None:
     settings, expected = published.case("lincir")
-    model = built(library, expected)
+    model = built(library, expected.under("param."))
     settings.equal("replaced", [" $ ".join(around_names(text)).strip() for text in settings["captions"]])
     right = expected["caption_features"]
     noisy = right + expected["amount"][:, None] * expected["noise"]
-    words = model.method.layers(noisy)  # as published, of another length than one
+    words = model.method.words(noisy)
     expected.scaled("pseudo_words", words)
     prompts = filled(model, settings["replaced"], "$")
     expected.scaled("replaced_features", model.encode_words(prompts, words))
@@ -50,26 +53,27 @@ def test_lincir(library: str) -> None:
 
 @pytest.mark.parametrize("library", published.LIBRARIES)
 def test_pic2word(library: str) -> None:
-    """With its own map, which ours is not; the losses and queries are the same."""
     settings, expected = published.case("pic2word")
-    weights = expected.under("param.")
-    linear = [_linear(weights, name) for name in ("layers.0.0", "layers.1.0", "fc_out")]
-    phi = nn.Sequential(linear[0], nn.ReLU(), linear[1], nn.ReLU(), linear[2])
-    model: Any = adapt.wrap(published.backbone(library), methods.PseudoWord(), ()).eval()
-    model.method.layers = phi
+    ours = {
+        name: name.replace(before, after)
+        for name in expected.under("param.")
+        for before, after in PLACES.items()
+        if name.startswith(before)
+    }
+    model = built(library, {ours[name]: each for name, each in expected.under("param.").items()}, activation="relu")
     with torch.no_grad():
         features = model.image_features(expected["images"], unit=False)
     expected.scaled("image_features", features)
-    words = phi(features)
+    words = model.method.words(features)
     expected.scaled("pseudo_words", words)
     [prompt] = filled(model, [settings["training_prompt"] + " *"], "*")
     expected.scaled("text_features", model.encode_words([prompt] * len(words), words))
-    loss = matching(model, prompt, words, F.normalize(features, dim=-1))
+    loss = matching(model, prompt, words, features)
     expected.scaled("loss", loss)
     loss.backward()
-    for name, layer in zip(("layers.0.0", "layers.1.0", "fc_out"), linear, strict=True):
-        expected.relative(f"grad.{name}.weight", layer.weight.grad)
-        expected.relative(f"grad.{name}.bias", layer.bias.grad)
+    parameters = dict(model.method.named_parameters())
+    for name in ours:
+        expected.relative(f"grad.{name}", parameters[ours[name]].grad)
     texts = [settings["star"].replace("{}", text) for text in settings["words"]]
     expected.scaled("composed", model.encode_words(filled(model, texts, "*"), words[: len(texts)]))
     [other] = filled(model, [settings["one_prompt"]], "*")
@@ -83,13 +87,13 @@ def test_pic2word(library: str) -> None:
 @pytest.mark.parametrize("library", published.LIBRARIES)
 def test_searle(library: str) -> None:
     settings, expected = published.case("searle")
-    model = built(library, expected)
+    model = built(library, expected.under("param."))
     with torch.no_grad():
         phrases = model.text_features(settings["phrases"], unit=False)
     expected.scaled("phrase_features", phrases)
     prompts = filled(model, settings["replaced"], "$")
 
-    words = model.method.layers(expected["image_features"])  # as published, of another length than one
+    words = model.method.words(expected["image_features"])
     expected.scaled("pseudo_words", words)
     expected.scaled("replaced_features", model.encode_words(prompts, words))
     distillation = distilling(words, expected["target_words"], settings["temperature"])
@@ -117,9 +121,3 @@ def test_searle(library: str) -> None:
     expected.scaled("oti.losses", torch.stack(losses))
     expected.relative("oti.grad", grads[0])
     expected.scaled("oti.ema", average)
-
-
-def _linear(weights: dict[str, Tensor], name: str) -> nn.Linear:
-    layer = nn.Linear(*reversed(weights[f"{name}.weight"].shape))
-    layer.load_state_dict({kind: weights[f"{name}.{kind}"] for kind in ("weight", "bias")})
-    return layer
