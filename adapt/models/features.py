@@ -61,7 +61,6 @@ def item_features(
     workers: int,
     cache: bool = True,
     views: int = 0,
-    seed: int = 0,
     unit: bool = True,
     projected: bool = True,
     progress: Progress | None = None,
@@ -79,7 +78,7 @@ def item_features(
     """
     if has_bags(items):
         each = item_features(
-            model, singles(items), workers=workers, cache=cache, views=views, seed=seed, unit=unit, projected=projected,
+            model, singles(items), workers=workers, cache=cache, views=views, unit=unit, projected=projected,
             progress=progress,
         )  # fmt: skip
         pooled = bag_mean(each, torch.tensor(sizes(items)))
@@ -107,7 +106,7 @@ def item_features(
             decoded = loader(items, transform, 64, train=False, workers=workers)
             features = torch.cat([encode(images).cpu() for images, _ in decoded])
     else:
-        key = _key(backbone, [transform], f"{seed if views else 0}/raw" + ("" if projected else "/not projected"))
+        key = _key(backbone, [transform], "0/raw" + ("" if projected else "/not projected"))
         features = FeatureCache().features(
             items, transform, encode, key, views=views, workers=workers, progress=progress
         )

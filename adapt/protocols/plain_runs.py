@@ -21,7 +21,10 @@ from adapt.recipe import DataSection, Recipe
 from adapt.recipe.file import read_file
 
 logger = logging.getLogger("adapt")
-HEADER = ["", "gain", "zero-shot", "adapted", "data", "shots", "seeds", "calibration error", "parameters", "seconds"]
+HEADER = [
+    "", "gain", "zero-shot", "adapted", "backbone", "data", "shots", "seeds", "calibration error", "parameters",
+    "seconds",
+]  # fmt: skip
 _USUAL = dict(plain.leaves(Recipe(method={"name": ""}, data=DataSection(source="")).model_dump(mode="json")))
 # shown in other columns or on another page, or without effect on figures
 _UNTOLD = "seed", "data.source", "data.shots", "backbone", "cache", "checkpointing", "text_memory_gib", "train.workers"
@@ -143,6 +146,7 @@ def _row(name: str, group: Sequence[PlainRun]) -> list[str]:
         percent([run.gain for run in group if run.gain is not None], sign=True),
         percent([run.zero_shot for run in group if run.zero_shot is not None]) + _between(group, "zero_shot"),
         f"{adapted}{named}{_between(group, 'adapted')}" if adapted else "not measured",
+        shown(str(group[0].recipe.get("backbone", ""))),
         shown(str(data.get("source", ""))),
         "all" if shots is None else str(shots),
         ", ".join(str(run.metrics["seed"]) for run in group),

@@ -136,10 +136,11 @@ _BASELINE = "zero-shot"  # of runs that name no other
 def table(results: Sequence[Results], published: bool = True) -> Cells:
     """Return a table with a header, a zero-shot row, one row for each of `results`, and any published rows.
 
-    Cells are percentages. If the metric is not accuracy, the top left cell contains the name of the metric. Few-shot
-    curves have a column for each number of shots, leave-one-out has a column for each domain, and other protocols have
-    a column for each figure. Sweeps have a row for each setting, and few normal images a row for each figure and number
-    of images. Raises AdaptError for different protocols or data.
+    Rows name the method, the settings by which recipes differ, and the backbone. Cells are percentages. If the metric
+    is not accuracy, the top left cell contains the name of the metric. Few-shot curves have a column for each number of
+    shots, leave-one-out has a column for each domain, and other protocols have a column for each figure. Sweeps have a
+    row for each setting, and few normal images a row for each figure and number of images. Raises AdaptError for
+    different protocols or data.
     """
     first = results[0]
     check_alike(
@@ -157,12 +158,14 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
     rows: list[TableRow] = [
         [", ".join(filter(None, ["shots" * (first["protocol"] == "few_shot"), figure_of(first)])), *columns]
     ]
-    rows.append([baseline_name(first), *(_cell(_of(first, "zero_shot"), column) for column in columns)])
+    named = _on_backbone(first)
+    rows.append([named(baseline_name(first)), *(_cell(_of(first, "zero_shot"), column) for column in columns)])
     for title, each in zip(numbered(results), results):
         values = _values(each)
-        rows.append([title, *(values.get(column, "") for column in columns)])
+        rows.append([named(title), *(values.get(column, "") for column in columns)])
         if all(group.get("together") for group in each["summary"]):
-            rows.append([f"{title}, answers together", *(_cell(_of(each, "together"), column) for column in columns)])
+            together = _of(each, "together")
+            rows.append([f"{named(title)}, answers together", *(_cell(together, column) for column in columns)])
     if published:
         rows += figures_for(first, columns)
     return rows
@@ -171,13 +174,22 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
 def _settings_tried(results: Sequence[Results]) -> Cells:
     """Return a table of sweeps, with the validation accuracy (to choose by) and test accuracy of each setting."""
     rows: list[TableRow] = [[figure_of(results[0]), "validation", "test"]]
-    rows.append([baseline_name(results[0]), "", _cell(results[0]["summary"][0]["zero_shot"], "test")])
+    named = _on_backbone(results[0])
+    zero_shot = _cell(results[0]["summary"][0]["zero_shot"], "test")
+    rows.append([named(baseline_name(results[0])), "", zero_shot])
     for title, each in zip(numbered(results), results):
         for group in each["summary"]:
             val = "" if group["val"] is None else f"{100 * group['val']:.1f}"
             name = f"{title}, {group['setting']}" if group["setting"] else title
-            rows.append([name, val, _value(group, "test")])
+            rows.append([named(name), val, _value(group, "test")])
     return rows
+
+
+def _on_backbone(results: Results) -> Callable[[str], str]:
+    """Return a function that adds the backbone to a row's title, as published rows may be of others."""
+    backbone = results["recipe"]["backbone"]
+    shown = Path(backbone).name if Path(backbone).is_dir() else backbone
+    return lambda title: f"{title}, {shown}"
 
 
 def check_alike(results: Sequence[Results], described: Callable[[Results], str], what: str) -> None:
@@ -367,6 +379,7 @@ def table_of_sets(results: Sequence[Results]) -> Cells:
     protocol, different protocols or backbones, and two results of a method on a data set.
     """
     grid = _Grid(results)
+    named = _on_backbone(results[0])
     of_maps = results[0]["protocol"] == FEW_NORMAL  # without a baseline, and published as averages
     names = _names(grid.sets)
     rows: list[TableRow] = [[figure_of(results[0]), "", *names, "average"]]
@@ -374,7 +387,8 @@ def table_of_sets(results: Sequence[Results]) -> Cells:
         known = {} if of_maps else {grid.baseline: grid.baselines(case)}
         known |= {method: grid.raw(case, method) for method in grid.methods}
         rows += [
-            [title, case.name, *(case.value([raw]) for raw in sets), case.value(sets)] for title, sets in known.items()
+            [named(title), case.name, *(case.value([raw]) for raw in sets), case.value(sets)]
+            for title, sets in known.items()
         ]
         for row in averages_for(names) if case.figures == ("image_auroc",) else ():
             title = f"{row['method']}, published [{row['from']}] ({row['backbone']})"

@@ -188,7 +188,7 @@ def training_batches(
             return KnownBatches(
                 lambda draws: Encoded.of_bags([bags[draw.position] for draw in draws]), items, settings, seed
             )
-        features = item_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
+        features = item_features(model, items, workers=settings.workers, views=views, progress=progress)
         return KnownBatches(of_views(features), items, settings, seed)
     reads_images = "images" in model.method.reads or trait(model.method, GroupsEntities)  # which orders images itself
     if settings.augment == "none" and cache and isinstance(model, ImageModel) and not (reads_images or has_bags(items)):

@@ -152,7 +152,6 @@ class Fitting:
                     workers=self.plan.workers,
                     cache=self.plan.cache,
                     views=views,
-                    seed=self.seed,
                     unit=unit,
                     projected=projected,
                     progress=bar,

@@ -145,3 +145,15 @@ def test_what_other_peoples_code_reads_is_computed_each_time(
     assert "not cached on disk but computed each time" in record.getMessage()
     read_by(255, views=2)  # by the papers' augmentation, which is known
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_random_views_are_encoded_once_for_all_seeds(
+    open_clip: Backbone, tiny_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hang on the image and on the number of the view alone."""
+    monkeypatch.setenv("ADAPT_CACHE", str(tmp_path / "cache"))
+    for seed in (1, 2):
+        model = adapt.wrap(open_clip, adapt.methods.TipAdapter(views=3), tiny_split.class_names)
+        adapt.fit(model, tiny_split.train, seed=seed, progress=False)
+    shards = [len([*folder.iterdir()]) for folder in (tmp_path / "cache").iterdir()]
+    assert shards == [1, 1]  # of the images, and of their views

@@ -47,8 +47,8 @@ def test_the_table_and_the_files(run, of_five: Path, tmp_path: Path) -> None:
     header, zero_shot, coop = (line.split() for line in result.stdout.splitlines())
     columns = ["base", "new", "harmonic"]
     assert header == columns
-    assert zero_shot == ["zero-shot", *(frozen[key] for key in columns)]
-    assert coop == ["coop", *(word for key in columns for word in (mean[key], "±", spread[key]))]
+    assert zero_shot == ["zero-shot,", "tiny", *(frozen[key] for key in columns)]
+    assert coop == ["coop,", "tiny", *(word for key in columns for word in (mean[key], "±", spread[key]))]
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["  1 of 2  seed-1", "  2 of 2  seed-2"]
 
 
@@ -183,8 +183,8 @@ def test_few_shot_shows_a_column_for_each_number_of_shots(run, of_five: Path, tm
     )
     assert [line.split() for line in result.stdout.splitlines()] == [
         ["shots", "1", "2"],
-        ["zero-shot", *frozen],
-        ["coop", mean[0], "±", spread[0], mean[1], "±", spread[1]],
+        ["zero-shot,", "tiny", *frozen],
+        ["coop,", "tiny", mean[0], "±", spread[0], mean[1], "±", spread[1]],
     ]
     told = [f"  {i} of 4  {row['run']}: test {100 * row['test']:.1f} %" for i, row in enumerate(found["runs"], 1)]
     lines = [line.partition("  (about")[0] for line in result.stderr.splitlines()]  # a slow machine says how long
@@ -212,8 +212,8 @@ def test_transfer_measures_what_to_names(run, of_five: Path, others: Path, tmp_p
     assert summary["mean"]["average"] == pytest.approx((row["drawings"] + row["sketches"]) / 2)
     assert [line.split() for line in result.stdout.splitlines()] == [
         columns,
-        ["zero-shot", *percentages(summary["zero_shot"])],
-        ["coop", *percentages(summary["mean"])],
+        ["zero-shot,", "tiny", *percentages(summary["zero_shot"])],
+        ["coop,", "tiny", *percentages(summary["mean"])],
     ]
     assert json.loads((out / "seed-1/targets.json").read_text())["drawings"]["images"] == 8
 
@@ -262,9 +262,9 @@ def test_a_table_of_what_was_found(run, of_five: Path, halves: Path, tmp_path: P
     summaries = [json.loads((out / "base_to_new.json").read_text())["summary"][0] for out in (halves, other)]
     rows = [
         ["", "base", "new", "harmonic"],
-        ["zero-shot", *percentages(summaries[0]["zero_shot"])],
-        ["coop (n_ctx=2)", *percentages(summaries[0]["mean"])],
-        ["coop (n_ctx=3)", *percentages(summaries[1]["mean"])],
+        ["zero-shot, tiny", *percentages(summaries[0]["zero_shot"])],
+        ["coop (n_ctx=2), tiny", *percentages(summaries[0]["mean"])],
+        ["coop (n_ctx=3), tiny", *percentages(summaries[1]["mean"])],
     ]
     shown = run("table", halves, other / "base_to_new.json", "--format", "csv").stdout
     assert list(csv.reader(shown.splitlines())) == rows

@@ -81,5 +81,5 @@ def test_a_protocol_has_both_and_a_table_a_row_of_each(run, model_folder: Path, 
     assert results["runs"][0]["together_test"] == metrics["together"]["accuracy"]
     assert results["summary"][0]["together"] == {"test": metrics["together"]["accuracy"]}
     rows = list(csv.reader(run("table", out, "--format", "csv").stdout.splitlines()))
-    assert [row[0] for row in rows] == ["shots", "zero-shot", "stata", "stata, answers together"]
+    assert [row[0] for row in rows] == ["shots", "zero-shot, tiny", "stata, tiny", "stata, tiny, answers together"]
     assert rows[3][1] == f"{100 * metrics['together']['accuracy']:.1f}"

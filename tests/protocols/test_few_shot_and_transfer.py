@@ -478,8 +478,8 @@ def test_of_several_classes_an_image_the_figure_is_map(raw: dict[str, Any], spli
     shown = [f"{100 * figures[kind]:.1f}" for kind in ("zero_shot", "adapted")]
     assert [[*map(str, row)] for row in table([results])] == [
         ["shots, mAP", "1"],
-        ["zero-shot", shown[0]],
-        ["coop", shown[1]],
+        ["zero-shot, tiny", shown[0]],
+        ["coop, tiny", shown[1]],
     ]
     header, cells = plain_table([read_run(run)])
     ends = [metrics[kind]["intervals"]["mean_average_precision"] for kind in ("zero_shot", "adapted")]

@@ -77,7 +77,7 @@ def test_each_domain_has_its_turn(recipe: Recipe, tmp_path: Path) -> None:
     assert header == ["", *DOMAINS, "average"]
     by_seed = [statistics.mean(row["test"] for row in found["runs"] if row["seed"] == seed) for seed in seeds]
     average, spread = 100 * statistics.mean(by_seed), 100 * statistics.stdev(by_seed)
-    assert ours[0] == "coop"
+    assert ours[0] == "coop, tiny"
     assert str(ours[-1]) == f"{average:.1f} ± {spread:.1f}"
     frozen = [100 * statistics.mean(r["zero_shot_test"] for r in found["runs"] if r["setting"] == d) for d in DOMAINS]
     assert [*map(str, zero_shot[1:])] == [f"{each:.1f}" for each in [*frozen, statistics.mean(frozen)]]

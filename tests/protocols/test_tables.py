@@ -67,16 +67,17 @@ def curve(by_shots: dict[int, float], source: str = "emoji") -> dict[str, Any]:
 
 def test_text_has_aligned_columns_of_means_and_deviations() -> None:
     assert as_text(table([halves(), halves(0.6, name="maple")])) == (
-        "                 base         new    harmonic\n"
-        "zero-shot        40.0        20.0        26.7\n"
-        "coop       80.0 ± 1.2  40.0 ± 2.5  53.3 ± 3.7\n"
-        "maple      60.0 ± 1.2  40.0 ± 2.5  48.0 ± 3.7"
+        "                            base         new    harmonic\n"
+        "zero-shot, mini-clip        40.0        20.0        26.7\n"
+        "coop, mini-clip       80.0 ± 1.2  40.0 ± 2.5  53.3 ± 3.7\n"
+        "maple, mini-clip      60.0 ± 1.2  40.0 ± 2.5  48.0 ± 3.7"
     )
 
 
 def test_markdown() -> None:
     assert as_markdown(table([curve({1: 0.5, 16: 0.625})])) == (
-        "| shots | 1 | 16 |\n| --- | --- | --- |\n| zero-shot | 25.0 | 25.0 |\n| lora | 50.0 ± 5.0 | 62.5 ± 5.0 |"
+        "| shots | 1 | 16 |\n| --- | --- | --- |\n| zero-shot, mini-clip | 25.0 | 25.0 |\n"
+        "| lora, mini-clip | 50.0 ± 5.0 | 62.5 ± 5.0 |"
     )
 
 
@@ -84,9 +85,9 @@ def test_csv_quotes_what_holds_commas() -> None:
     cells = table([halves(n_ctx=4, class_position="end"), halves(0.6, n_ctx=16)])
     assert as_csv(cells) == (
         ",base,new,harmonic\n"
-        "zero-shot,40.0,20.0,26.7\n"
-        '"coop (n_ctx=4, class_position=end)",80.0 ± 1.2,40.0 ± 2.5,53.3 ± 3.7\n'
-        "coop (n_ctx=16),60.0 ± 1.2,40.0 ± 2.5,48.0 ± 3.7"
+        '"zero-shot, mini-clip",40.0,20.0,26.7\n'
+        '"coop (n_ctx=4, class_position=end), mini-clip",80.0 ± 1.2,40.0 ± 2.5,53.3 ± 3.7\n'
+        '"coop (n_ctx=16), mini-clip",60.0 ± 1.2,40.0 ± 2.5,48.0 ± 3.7'
     )
 
 
@@ -95,15 +96,15 @@ def test_csv_cells_are_no_formulas() -> None:
 
 
 def test_one_seed_shows_no_deviation() -> None:
-    assert [*map(str, table([halves(runs=1)])[2])] == ["coop", "80.0", "40.0", "53.3"]
+    assert [*map(str, table([halves(runs=1)])[2])] == ["coop, mini-clip", "80.0", "40.0", "53.3"]
 
 
 def test_each_number_of_shots_has_its_own_number_of_runs() -> None:
     mixed = curve({1: 0.5, 16: 0.625})
     mixed["runs"].pop()
     mixed["summary"][1] |= {"runs": 1, "std": {"test": 0.0}}
-    assert as_markdown(table([mixed])).endswith("| lora | 50.0 ± 5.0 | 62.5 |")
-    assert as_numbers(table([mixed])).splitlines()[-1] == "lora,50.0000,5.0000,2,62.5000,,1"
+    assert as_markdown(table([mixed])).endswith("| lora, mini-clip | 50.0 ± 5.0 | 62.5 |")
+    assert as_numbers(table([mixed])).splitlines()[-1] == '"lora, mini-clip",50.0000,5.0000,2,62.5000,,1'
 
 
 def test_an_average_over_domains_has_a_deviation_where_all_have_the_same_seeds() -> None:
@@ -118,11 +119,11 @@ def test_an_average_over_domains_has_a_deviation_where_all_have_the_same_seeds()
         results["summary"][0] | {"setting": name, "runs": len(values), "mean": {"test": sum(values) / len(values)}}
         for name, values in of.items()
     ]
-    assert as_markdown(table([results])).endswith("| lora | 30.0 ± 5.0 | 60.0 ± 5.0 | 60.0 | 50.0 |")
+    assert as_markdown(table([results])).endswith("| lora, mini-clip | 30.0 ± 5.0 | 60.0 ± 5.0 | 60.0 | 50.0 |")
     assert as_numbers(table([results])).endswith(",60.0000,,1,50.0000,,1")
     results["runs"].pop()
     results["summary"].pop()  # the other two domains have the same seeds
-    assert as_markdown(table([results])).endswith("| lora | 30.0 ± 5.0 | 60.0 ± 5.0 | 45.0 ± 14.1 |")
+    assert as_markdown(table([results])).endswith("| lora, mini-clip | 30.0 ± 5.0 | 60.0 ± 5.0 | 45.0 ± 14.1 |")
 
 
 def test_results_of_other_images_are_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -139,7 +140,9 @@ def test_results_of_other_images_are_told(caplog: pytest.LogCaptureFixture) -> N
 
 def test_titles_carry_the_settings_of_methods_that_appear_twice() -> None:
     rows = table([halves(n_ctx=4), halves(name="maple", n_ctx=2), halves()])
-    assert [row[0] for row in rows] == ["", "zero-shot", "coop (n_ctx=4)", "maple", "coop"]
+    assert [row[0] for row in rows] == [
+        "", *(f"{each}, mini-clip" for each in ("zero-shot", "coop (n_ctx=4)", "maple", "coop")),
+    ]  # fmt: skip
 
 
 def test_curves_of_different_shots_share_a_table() -> None:
@@ -147,8 +150,8 @@ def test_curves_of_different_shots_share_a_table() -> None:
     assert table([curve({4: 0.5, 16: 0.6}), curve({8: 0.8, 2: 0.7})])[0] == ["shots", "2", "4", "8", "16"]
     rows = table([curve({1: 0.5, 2: 0.6}), curve({2: 0.7, 4: 0.8})])[2:]
     assert [[*map(str, row)] for row in rows] == [
-        ["lora", "50.0 ± 5.0", "60.0 ± 5.0", ""],
-        ["lora (2)", "", "70.0 ± 5.0", "80.0 ± 5.0"],
+        ["lora, mini-clip", "50.0 ± 5.0", "60.0 ± 5.0", ""],
+        ["lora (2), mini-clip", "", "70.0 ± 5.0", "80.0 ± 5.0"],
     ]
 
 

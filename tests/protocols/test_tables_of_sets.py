@@ -59,11 +59,11 @@ TWO = [
 def test_averages_are_those_of_papers() -> None:
     header, *rows = table_of_sets(TWO)
     assert header == ["", "", "dtd", "eurosat", "average"]
-    assert [row[:2] for row in rows] == [
-        ["zero-shot", "base"], ["coop", "base"], ["maple", "base"], [],
-        ["zero-shot", "new"], ["coop", "new"], ["maple", "new"], [],
-        ["zero-shot", "harmonic"], ["coop", "harmonic"], ["maple", "harmonic"],
-    ]  # fmt: skip
+    blocks = [
+        [[f"{title}, mini-clip", name] for title in ("zero-shot", "coop", "maple")]
+        for name in ("base", "new", "harmonic")
+    ]
+    assert [row[:2] for row in rows] == [*blocks[0], [], *blocks[1], [], *blocks[2]]
     base, new, both = (rows[place][-1] for place in (1, 5, 9))
     assert isinstance(base, Value)
     assert isinstance(new, Value)
@@ -81,7 +81,7 @@ def test_averages_are_those_of_papers() -> None:
 def test_a_missing_result_leaves_its_average_empty() -> None:
     rows = table_of_sets(TWO[:3])
     assert rows[3][2:] != ["", "", ""]
-    assert list(map(str, rows[3])) == ["maple", "base", "71.0 ± 1.4", "", ""]
+    assert list(map(str, rows[3])) == ["maple, mini-clip", "base", "71.0 ± 1.4", "", ""]
 
 
 def test_sets_of_different_seeds_have_no_deviation() -> None:
@@ -93,11 +93,11 @@ def test_curves_have_a_block_for_each_number_of_shots() -> None:
     results = [curve(source, "lora", {1: [0.4, 0.5], 16: [0.6, 0.7]}) for source in ("dtd", "photos/")]
     assert several_sets(results)
     assert as_text(table_of_sets(results)) == (
-        "                            dtd      photos     average\n"
-        "zero-shot    1 shot        25.0        25.0        25.0\n"
-        "lora         1 shot  45.0 ± 7.1  45.0 ± 7.1  45.0 ± 7.1\n\n"
-        "zero-shot  16 shots        25.0        25.0        25.0\n"
-        "lora       16 shots  65.0 ± 7.1  65.0 ± 7.1  65.0 ± 7.1"
+        "                                       dtd      photos     average\n"
+        "zero-shot, mini-clip    1 shot        25.0        25.0        25.0\n"
+        "lora, mini-clip         1 shot  45.0 ± 7.1  45.0 ± 7.1  45.0 ± 7.1\n\n"
+        "zero-shot, mini-clip  16 shots        25.0        25.0        25.0\n"
+        "lora, mini-clip       16 shots  65.0 ± 7.1  65.0 ± 7.1  65.0 ± 7.1"
     )
     assert as_markdown(table_of_sets(results)).count("\n") == 5
 
@@ -113,8 +113,11 @@ def test_latex_is_balanced_and_bold_within_noise() -> None:
     rows = [line for line in lines if line.endswith(r" \\")]
     assert all(line.count(" & ") == 4 for line in rows)
     assert text.count("{") == text.count("}")
-    [coop] = [line for line in rows if line.startswith("coop & base")]
-    assert coop == r"coop & base & \textbf{82.0} $\pm$ 2.8 & \textbf{91.0} $\pm$ 1.4 & \textbf{86.5} $\pm$ 2.1 \\"
+    [coop] = [line for line in rows if line.startswith("coop, mini-clip & base")]
+    assert (
+        coop
+        == r"coop, mini-clip & base & \textbf{82.0} $\pm$ 2.8 & \textbf{91.0} $\pm$ 1.4 & \textbf{86.5} $\pm$ 2.1 \\"
+    )
     near = [["", "x"], ["a_1 & b", Value(0.5, 0.02, 4)], ["c", Value(0.49, 0.02, 4)], ["d", Value(0.4, 0.02, 4)]]
     assert as_latex(near).splitlines()[4:7] == [
         r"a\_1 \& b & \textbf{50.0} $\pm$ 2.0 \\", r"c & \textbf{49.0} $\pm$ 2.0 \\", r"d & 40.0 $\pm$ 2.0 \\",
@@ -129,7 +132,7 @@ def test_every_special_character_is_escaped() -> None:
 def test_plain_numbers_have_columns_of_their_own() -> None:
     [header, first, second, *_] = csv.reader(io.StringIO(as_numbers(table_of_sets(TWO))))
     assert header[:5] == ["", "", "dtd mean", "dtd std (n-1)", "dtd runs"]
-    assert first[:5] == ["zero-shot", "base", "30.0000", "", "1"]
+    assert first[:5] == ["zero-shot, mini-clip", "base", "30.0000", "", "1"]
     assert float(second[2]) == pytest.approx(82)
     assert float(second[3]) == pytest.approx(100 * statistics.stdev([0.8, 0.84]), abs=1e-4)
     assert second[4] == "2"
@@ -163,8 +166,8 @@ def test_a_baseline_is_shown_wherever_it_is_known() -> None:
     results = [curve(source, "lora", {1: [0.4]}) for source in ("dtd", "eurosat")]
     results += [curve(source, "coop", {1: [0.4], 2: [0.5]}) for source in ("dtd", "eurosat")]
     rows = {(row[0], row[1]): row[2:] for row in table_of_sets(results) if row}
-    assert [*map(str, rows["zero-shot", "2 shots"])] == ["25.0"] * 3
-    assert [*map(str, rows["lora", "2 shots"])] == [""] * 3
+    assert [*map(str, rows["zero-shot, mini-clip", "2 shots"])] == ["25.0"] * 3
+    assert [*map(str, rows["lora, mini-clip", "2 shots"])] == [""] * 3
 
 
 def test_a_folder_is_one_data_set_however_it_is_spelt(tmp_path: Path) -> None:
@@ -190,7 +193,7 @@ def test_what_does_not_share_a_table_is_refused() -> None:
 
 def test_settings_tell_methods_apart() -> None:
     rows = table_of_sets([*TWO[:2], halves("dtd", "coop", (0.5, 0.5), (0.6, 0.6), n_ctx=4)])
-    assert [row[0] for row in rows[1:4]] == ["zero-shot", "coop", "coop (n_ctx=4)"]
+    assert [row[0] for row in rows[1:4]] == [f"{each}, mini-clip" for each in ("zero-shot", "coop", "coop (n_ctx=4)")]
 
 
 SHOTS = [
@@ -212,7 +215,7 @@ def test_curves_are_the_figures_of_the_table() -> None:
     assert drawn["dtd"]["zero-shot"] == {1: Value(0.25), 4: Value(0.25)}
     table = table_of_sets(SHOTS)
     assert [row for row in table if row and row[1] == "4 shots"][1] == [
-        "coop", "4 shots", *(drawn[name]["coop"][4] for name in ("dtd", "eurosat", "average"))
+        "coop, mini-clip", "4 shots", *(drawn[name]["coop"][4] for name in ("dtd", "eurosat", "average"))
     ]  # fmt: skip
     assert list(curves(SHOTS[::2])) == ["dtd"]  # no average of one
 
