@@ -204,7 +204,8 @@ def _of_file(
     if backbone is None:
         if described.backbone is None:
             raise AdaptError(f"{path} was trained on a backbone without a name: call load(path, backbone=...)")
-        backbone = named_backbone(described.backbone, device, described.quantization, described.preprocess)
+        with about(str(path)):
+            backbone = named_backbone(described.backbone, device, described.quantization, described.preprocess)
     note_quantization(described.quantization, backbone, path)
     backbone = backbone.turning(described.preprocess["turned"])
     check_backbone(described, backbone, path)

@@ -35,9 +35,10 @@ def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
         if config.model_type == "timm_wrapper":
             raise AdaptError(f"{source} is a model of timm: name it timm:{source}")
         if config.model_type not in known:
-            raise AdaptError(
-                f"{source} is a {config.model_type} model, which adapt cannot load; {nearest(config.model_type, known)}"
-            )
+            chats = ", ".join(kind for kind, family in known.items() if family.whole_processor)
+            answers = "ForConditionalGeneration" in str(config.architectures)
+            hint = f"its chat models are {chats}" if answers else nearest(config.model_type, known)
+            raise AdaptError(f"{source} is a {config.model_type} model, which adapt cannot load; {hint}")
         family = known[config.model_type]
         family.check_libraries(config.model_type)
         classes = family.model_types[config.model_type]

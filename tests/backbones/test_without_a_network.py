@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_backbones
 from click.testing import CliRunner
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
@@ -53,6 +55,21 @@ def test_nobody_waits_for_a_hub_that_does_not_answer(waits: list[float], spec: s
     assert "\n" not in str(raised.value)
     assert waits == []
     assert not constants.HF_HUB_OFFLINE
+
+
+def test_an_adapter_whose_backbone_is_not_here_is_named(waits: list[float], tmp_path: Path) -> None:
+    model = adapt.wrap(tiny_backbones.backbone("open_clip"), adapt.methods.CoOp(n_ctx=2), ("cat", "dog"))
+    model.backbone.name = "hf:nobody/nothing"
+    path = model.save(tmp_path / "mine.safetensors")
+    with pytest.raises(AdaptError, match=rf"^{path}: cannot load 'nobody/nothing' with transformers: "):
+        adapt.load(path)
+
+
+def test_a_chat_model_that_is_not_known_gets_those_that_are(tmp_path: Path) -> None:
+    config = {"model_type": "mllama", "architectures": ["MllamaForConditionalGeneration"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AdaptError, match=r"is a mllama model, .* its chat models are gemma3, .*, smolvlm$"):
+        adapt.load_backbone(f"hf:{tmp_path}")
 
 
 @pytest.mark.parametrize("command", [("recommend",), ("train", "linear_probe", "--data"), ("index",)])

@@ -142,7 +142,7 @@ def test_every_bad_entry_is_named_and_two_texts_are_refused(tmp_path: Path) -> N
     assert [problem.partition("entry ")[2][:40] for problem in problems] == [
         "2 has both caption and text: leave one o",
         "3 has both image and path: leave one of ",
-        "4 has the image 'http://x/a.png', an add",
+        "4: the image 'http://x/a.png' is an addr",
     ]
 
 

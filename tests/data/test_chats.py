@@ -268,7 +268,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "roles out of turn": (row(DOG, USER, DOG), "turn 1 is of the assistant; expected the user"),
     "two questions in a row": (row(USER, BARE, DOG), "turn 2 is of the user; expected the assistant"),
     "a system turn inside": (row(USER, {"role": "system", "content": "be brief"}, DOG), "turn 2 is of the system"),
-    "an address": (row(USER, DOG, images=["https://a.b/7.png"]), "an address: training fetches nothing"),
+    "an address": (row(USER, DOG, images=["https://a.b/7.png"]), "is an address, and nothing is fetched: download it"),
     "a path outside": (row(USER, DOG, images=["../7.png"]), "is not under"),
     "a number as image": (row(USER, DOG, images=[7]), "has the image 7; expected a path, a data URI or base64"),
     "another type of part": (row(asks({"type": "video"}), DOG, images=[]), "has the type 'video'"),

@@ -146,6 +146,14 @@ def test_fewer_pixels_are_decoded_than_pillow_decodes(
     assert open_image(path).size == (8, 8)
 
 
+def test_transparency_is_said_once(make_image: Any, caplog: pytest.LogCaptureFixture) -> None:
+    pictures._note_white.cache_clear()
+    caplog.set_level("INFO", "adapt")
+    for _ in range(2):
+        open_image(make_image("clear.png", 0, "P", transparency=0))
+    assert caplog.messages == ["there are transparent images, which are laid over white"]
+
+
 @pytest.mark.parametrize(("mode", "bytes_each"), [("RGBA", 4), ("LA", 2), ("I;16", 2)])
 def test_large_pictures_are_converted_by_bands_to_the_same_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, bytes_each: int

@@ -175,8 +175,10 @@ def _tables(folder: Path, rows: list[dict[str, Any]], **kinds: Any) -> list[str]
     table = datasets.Dataset.from_list(stored, datasets.Features({"image": datasets.Image(), **kinds}))
     table.save_to_disk(folder / "rows")
     table.to_parquet(folder / "rows.parquet")
+    (folder / "hub/data").mkdir(parents=True)  # as the hub stores it
+    table.to_parquet(folder / "hub/data/train-00000-of-00001.parquet")
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, written)), encoding="utf-8")
-    return [str(folder / "rows.jsonl"), str(folder / "rows.parquet"), f"hf:{folder / 'rows'}"]
+    return [str(folder / "rows.jsonl"), str(folder / "rows.parquet"), f"hf:{folder / 'rows'}", f"hf:{folder / 'hub'}"]
 
 
 COLOURS = ("red", "green", "blue", "white", "black", "grey", "pink", "navy")

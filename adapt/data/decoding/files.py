@@ -131,6 +131,8 @@ def under(root: str, path: str, where: str) -> str:
     """
     if isinstance(path, Stored):
         return str(path)
+    if is_address(path):
+        raise AdaptError(f"{where}: the image {path!r} is an address, and nothing is fetched: download it first")
     if path.startswith("file://"):
         path = unquote(path.removeprefix("file://"))
     try:

@@ -13,10 +13,12 @@ A small file may claim a large picture: sides and pixels in the header are limit
 from __future__ import annotations
 
 import io
+import logging
 import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import BinaryIO, cast
 
 from PIL import Image, features
@@ -25,6 +27,7 @@ from PIL.Image import DecompressionBombError, Transpose
 from adapt.common.errors import AdaptError, missing
 from adapt.common.shown import one_line
 
+logger = logging.getLogger("adapt")
 _TAG, _UPRIGHT, _SIDEWAYS = 0x0112, 1, range(5, 9)
 _TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -101,7 +104,7 @@ RATIO = 100  # of the sides; resizing the shorter one to some hundred pixels mul
 # Times `Image.MAX_IMAGE_PIXELS`, where Pillow only warns: room for all cameras' pictures, converted in under 1 GiB.
 # WebP's own decoder holds a picture several times.
 _PIXELS, _PIXELS_OF = 4 / 3, {"WEBP": 1 / 2}
-_LIFT = "; save a smaller copy, or raise PIL.Image.MAX_IMAGE_PIXELS in Python"
+_LIFT = "; save a smaller copy"
 _BAND = 2**22  # pixels that are converted at a time
 
 # The brands after `ftyp` in files of the container that HEIC and AVIF share.
@@ -201,7 +204,10 @@ def to_rgb(picture: Image.Image, turned: bool = False) -> Image.Image:
     if picture.mode.startswith("I"):
         converted = _by_bands(picture, _high_byte)
     else:
-        converted = _by_bands(picture, _over_white) if picture.has_transparency_data else picture.convert("RGB")
+        transparent = picture.has_transparency_data
+        converted = _by_bands(picture, _over_white) if transparent else picture.convert("RGB")
+        if transparent:
+            _note_white()
     return upright(converted, orientation(picture)) if turned else converted
 
 
@@ -214,6 +220,11 @@ def _by_bands(picture: Image.Image, convert: Callable[[Image.Image], Image.Image
     for top in range(0, picture.height, rows):
         rgb.paste(convert(picture.crop((0, top, picture.width, min(top + rows, picture.height)))), (0, top))
     return rgb
+
+
+@cache  # said once
+def _note_white() -> None:
+    logger.info("there are transparent images, which are laid over white")
 
 
 def _over_white(picture: Image.Image) -> Image.Image:

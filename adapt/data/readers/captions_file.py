@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adapt.common.errors import AdaptError, noting
 from adapt.common.shown import brief
-from adapt.data.decoding.files import Stored, is_address, under
+from adapt.data.decoding.files import Stored, under
 from adapt.data.decoding.inline import rows_of
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
@@ -127,8 +127,6 @@ def _pairs(entry: object, folder: str, where: str) -> list[Listed]:
         )
     for text in texts:
         check_text(text, folder, where)
-    if is_address(image):
-        raise AdaptError(f"{where} has the image {brief(image)}, an address: download it, and give its path")
     part = fields.get("split") or ""
     if part:
         part = "train" if part == _RESTVAL else parts.read(part, where)

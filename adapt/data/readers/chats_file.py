@@ -33,7 +33,7 @@ from adapt.chats import IMAGE, Chat, Role, Turn
 from adapt.common.errors import AdaptError, noting
 from adapt.common.plain import JsonObject
 from adapt.common.shown import brief, first_of
-from adapt.data.decoding.files import Stored, is_address, under
+from adapt.data.decoding.files import Stored, under
 from adapt.data.decoding.inline import images_in, is_inline, rows_of
 from adapt.data.item import Cell, Item, reading
 from adapt.data.readers import parts
@@ -507,11 +507,6 @@ def _path(image: object, inline: list[str], where: str, folder: str, place: str)
         raise AdaptError(f"{where} has the image {brief(image)}; expected a path, a data URI or base64")
     if image in inline:
         return f"{place}/{inline.index(image) + 1}"
-    if is_address(image):
-        raise AdaptError(
-            f"{where} has the image {brief(image)}, an address: training fetches nothing. Download it, and give "
-            "its path"
-        )
     if is_inline(image):
         raise AdaptError(f"{where} has an image inside the text: give it in images, or as a part of type image")
     if len(image) > _LONGEST_PATH:

@@ -17,6 +17,7 @@ from adapt.data.decoding.files import parted, region, under
 from adapt.data.item import PLACES, Item, LabelKind, filled, known_columns, no_label, number, reading, unknown_columns
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
+from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.readers.lines import csv_reader, readable
 from adapt.data.readers.rows import (
     IGNORED,
@@ -39,6 +40,7 @@ _MISSING = frozenset(("na", "n/a", "#n/a", "nan", "null"))  # as programs write 
 _MANY = 20  # numbers above which a column of labels seems to hold measurements
 _NUMBER, _FRACTION = re.compile(r"[+-]?\d*[.,]?\d+"), re.compile(r"[+-]?\d*[.,]\d*[1-9]\d*")
 _DECIMAL_COMMA, _THOUSANDS = re.compile(r"\s*[+-]?[\d.]*\d,\d+\s*"), re.compile(r"\s*[+-]?[1-9]\d{0,2}[.,]\d{3}\s*")
+_GUIDE = "docs/own_data.md"
 OTHER_WORDS = {  # column names in other tables
     **dict.fromkeys(IMAGE, "path"),
     **dict.fromkeys(("class", "class_name", "category"), "label"),
@@ -212,7 +214,7 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[s
     for column in unknown_columns(columns):
         meant = OTHER_WORDS.get(column.strip().casefold())
         hint = f"did you mean {meant!r}? Rename the column, or give --columns {meant}={column}" if meant else ""
-        hint = hint or nearest(column, known_columns(), "docs/own_data.md")
+        hint = hint or _columns_by_content(columns, next(reader, {})) or nearest(column, known_columns(), _GUIDE)
         raise AdaptError(f"{where}: unknown column {column!r}; {hint}")
     task = task_of(columns, where)
     numbers = _NUMBERS.intersection(columns) if reader.reader.dialect.delimiter != "," else ()
@@ -228,6 +230,17 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[s
         with noting(problems):
             line = f"{where} line {reader.line_num}"
             yield row_of(_cells(record, line), task, folder, line)
+
+
+def _columns_by_content(columns: Sequence[str], record: Mapping[str, str]) -> str:
+    """Return the `--columns` that read a list in another language, or "" where its first line tells no image."""
+    unknown = unknown_columns(columns)
+    images = [column for column in unknown if (record.get(column) or "").lower().endswith(IMAGE_SUFFIXES)]
+    if len(images) != 1 or "path" in columns:
+        return ""
+    others = [column for column in unknown if column not in images]
+    labelled = "".join(f",{name}={other}" for name, other in zip(["label", *[IGNORED] * len(others)], others))
+    return f"by its first line, {images[0]!r} has the images: give --columns path={images[0]}{labelled}"
 
 
 def words_here(names: Collection[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapt.common.errors import AdaptError, needing, noting
@@ -38,7 +39,7 @@ def read_hugging_face(
     seed: int = 0,
     columns: Mapping[str, str] = {},
 ) -> Split:
-    """Return a table: a folder of `save_to_disk`, a `.parquet` file, or the name of a data set on the hub.
+    """Return a table: a folder of `save_to_disk` or of Parquet as on the hub, a `.parquet`, or a data set on the hub.
 
     The library `datasets` downloads data sets from the hub. Rows that have keys of conversations are read as those in
     a `.jsonl` (see `read_chats`), other rows as lines of a CSV file (see `read_csv`), where the only column of images
@@ -125,8 +126,12 @@ def _tables(source: str) -> dict[str, Dataset]:
     try:
         if source.endswith(".parquet"):
             loaded = datasets.load_dataset("parquet", data_files=source)
+        elif not os.path.isdir(source):
+            loaded = datasets.load_dataset(source)
+        elif any(Path(source).rglob("*.parquet")):  # as the hub stores it
+            loaded = datasets.load_dataset("parquet", data_dir=source)
         else:
-            loaded = datasets.load_from_disk(source) if os.path.isdir(source) else datasets.load_dataset(source)
+            loaded = datasets.load_from_disk(source)
     except (OSError, ValueError, IndexError, datasets.exceptions.DatasetGenerationError) as error:
         raise AdaptError(f"the library datasets cannot load {source!r}: {one_line(error)}") from error
     named = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
