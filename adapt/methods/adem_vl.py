@@ -30,8 +30,6 @@ from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Parallel, Tokens
 from adapt.methods.base import Context, Method, MethodConfig, Step
 
-_OF_VISION = 0.1  # the scale of the vision tower's adapters, and the share that their dropout leaves out
-
 
 class ADEMVLConfig(MethodConfig):
     scales: tuple[int, ...] = Field(default=(256, 64), min_length=1)
@@ -48,6 +46,10 @@ class ADEMVLConfig(MethodConfig):
     """Whether the class token is in the prompt too. Towers without one need `false`."""
     vision_dim: int = Field(default=12, ge=0)
     """The hidden units of the adapters in the vision tower; 0 leaves the tower as it is."""
+    vision_scale: float = Field(default=0.1, gt=0)
+    """The weight of what these adapters add."""
+    vision_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """The dropout of their hidden units."""
 
     @field_validator("scales")
     @classmethod
@@ -76,14 +78,15 @@ class _Perceptron(nn.Module):
 class VisionAdapter(nn.Module):
     """A bottleneck `(..., d) -> (..., d)` beside the MLP of a block of the vision tower."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, scale: float, dropout: float) -> None:
         super().__init__()
+        self.scale, self.dropout = scale, dropout
         self.fc1, self.fc2 = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
         nn.init.zeros_(self.fc2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.dropout(F.gelu(self.fc1(x.to(self.fc1.weight.dtype))), _OF_VISION, self.training)
-        return (_OF_VISION * self.fc2(hidden)).to(x.dtype)
+        hidden = F.dropout(F.gelu(self.fc1(x.to(self.fc1.weight.dtype))), self.dropout, self.training)
+        return (self.scale * self.fc2(hidden)).to(x.dtype)
 
 
 class Fusion(nn.Module):
@@ -151,7 +154,8 @@ class ADEMVL(Method[Step]):
             self.adapter_proj_cls = _Perceptron(width, config.hidden, target)
         if config.vision_dim:
             seen = range(len(tower.blocks))[backbone.patch_block] + 1
-            self.adapter_mlp = nn.ModuleList(VisionAdapter(tower.width, config.vision_dim) for _ in range(seen))
+            sizes = tower.width, config.vision_dim, config.vision_scale, config.vision_dropout
+            self.adapter_mlp = nn.ModuleList(VisionAdapter(*sizes) for _ in range(seen))
         self.to(backbone.device)
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:

@@ -64,6 +64,12 @@ class ProjectorConfig(MethodConfig):
     """The weight of that loss; by default 1 for words and 0.1 for assignment."""
     transport: Literal["sinkhorn", "softmax"] = "sinkhorn"
     """How `assignment` assigns: by optimal transport (the paper), or each sample by itself (its code)."""
+    temperature: float = Field(default=0.01, gt=0)
+    """The temperature of predicted assignments (VLAP's tau)."""
+    epsilon: float = Field(default=0.01, gt=0)
+    """The entropy regularisation of assignments."""
+    iterations: int = Field(default=3, ge=1)
+    """The iterations of Sinkhorn and Knopp."""
     mix: Literal["beside", "interleave", "add"] = "beside"
     """How the patches of two vision towers become tokens: from both features side by side, or from those of each tower
     by maps of its own, whose tokens then take turns or are added (Tong et al.)."""
@@ -205,9 +211,13 @@ class Projector(Method[Step], ReadsPublished, OwnTerms):
         backbone = step.model.backbone
         vocabulary = F.normalize(backbone.llm.get_input_embeddings().weight.detach().float(), dim=-1)
         visual, texts = step.visual_tokens.float().mean(1), mean_states(backbone, step.answers)
-        scores = [F.normalize(each, dim=-1) @ vocabulary.T for each in (visual, texts)]
-        assign = sinkhorn if self.config.transport == "sinkhorn" else sharpened
-        return assignment_loss(*scores, *(assign(each.detach(), self.log_prior) for each in scores))
+        image_scores, text_scores = (F.normalize(each, dim=-1) @ vocabulary.T for each in (visual, texts))
+        config, assign = self.config, sinkhorn if self.config.transport == "sinkhorn" else sharpened
+        image_words, text_words = (
+            assign(scores.detach(), self.log_prior, config.epsilon, config.iterations)
+            for scores in (image_scores, text_scores)
+        )
+        return assignment_loss(image_scores, text_scores, image_words, text_words, config.temperature)
 
 
 class _Map(nn.Linear):
@@ -218,8 +228,6 @@ class _Map(nn.Linear):
 
 
 TEMPERATURE = 0.07  # of the contrast; our reading
-SHARPNESS = 0.01  # the temperature of predicted assignments, and the regularisation of assignments: tau and epsilon
-ITERATIONS = 3
 _PRIOR_TEMPERATURE = 0.25  # of the words' frequencies
 
 
@@ -234,30 +242,32 @@ def contrast_with_words(visual: Tensor, words: Tensor, same: Tensor) -> Tensor:
     return contrast((similarities / TEMPERATURE).masked_fill(same, -torch.inf))
 
 
-def assignment_loss(image_scores: Tensor, text_scores: Tensor, image_words: Tensor, text_words: Tensor) -> Tensor:
+def assignment_loss(
+    image_scores: Tensor, text_scores: Tensor, image_words: Tensor, text_words: Tensor, temperature: float
+) -> Tensor:
     """Return the loss of predicting the assignment to words `(b, v)` of an image from its text, and the reverse.
 
     Scores `(b, v)` are cosines with the vocabulary's embeddings.
     """
-    of_texts = F.cross_entropy(image_scores / SHARPNESS, text_words)
-    of_images = F.cross_entropy(text_scores / SHARPNESS, image_words)
+    of_texts = F.cross_entropy(image_scores / temperature, text_words)
+    of_images = F.cross_entropy(text_scores / temperature, image_words)
     return (of_texts + of_images) / 2
 
 
-def sinkhorn(scores: Tensor, log_prior: Tensor, epsilon: float = SHARPNESS) -> Tensor:
+def sinkhorn(scores: Tensor, log_prior: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Return assignments to words `(n, v)`: the transport plan of n samples to words with the given prior `(v,)`.
 
     The plan is entropy-regularised and made by a few iterations of Sinkhorn and Knopp. Each row sums to 1.
     """
     plan = scores.double() / epsilon  # in logarithms, since e^100 is not a number of fp32
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         plan = (plan - plan.logsumexp(0) + log_prior.double()).log_softmax(-1)
     return plan.exp().to(scores.dtype)
 
 
-def sharpened(scores: Tensor, log_prior: Tensor) -> Tensor:
+def sharpened(scores: Tensor, log_prior: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Return assignments to words `(n, v)`, each sample by itself: what the published code computes in one process."""
-    return (scores / SHARPNESS + ITERATIONS * log_prior).softmax(-1)
+    return (scores / epsilon + iterations * log_prior).softmax(-1)
 
 
 def prior(frequencies: Tensor) -> Tensor:

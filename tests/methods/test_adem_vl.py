@@ -75,7 +75,7 @@ def test_the_setting_says_how_many_weak_scores_are_ignored() -> None:
 @torch.no_grad()
 def test_hidden_units_of_the_vision_towers_adapters_drop_out_in_training() -> None:
     """A tenth of them, so that the sums of those that are left spread by as much as can be told."""
-    adapter, x = VisionAdapter(8, 1000), torch.randn(1, 8)
+    adapter, x = VisionAdapter(8, 1000, scale=0.1, dropout=0.1), torch.randn(1, 8)
     torch.nn.init.ones_(adapter.fc2.weight)
     hidden = F.gelu(adapter.fc1(x))[0]
     torch.testing.assert_close(adapter.eval()(x)[0, 0], 0.1 * hidden.sum())

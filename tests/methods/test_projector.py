@@ -93,9 +93,13 @@ def test_contrast_with_words_is_the_mean_of_cosines_with_each_token(images: Tens
     assert terms["cross_entropy"].item() == pytest.approx(step.cross_entropy.item())
 
 
+@pytest.mark.parametrize(("epsilon", "iterations", "temperature"), [(0.01, 3, 0.01), (0.02, 2, 0.05)])
 @pytest.mark.parametrize("transport", ["sinkhorn", "softmax"])
-def test_assignments_are_predicted_from_each_other(transport: Any, images: Tensor) -> None:
-    model = model_of(align="assignment", transport=transport)
+def test_assignments_are_predicted_from_each_other(
+    transport: Any, epsilon: float, iterations: int, temperature: float, images: Tensor
+) -> None:
+    ways = {"epsilon": epsilon, "iterations": iterations, "temperature": temperature}
+    model = model_of(align="assignment", transport=transport, **ways)
     step, llm, tokenizer = step_of(model, images), model.backbone.llm, model.backbone.tokenizer
     texts = []
     for answer in ANSWERS:
@@ -107,14 +111,14 @@ def test_assignments_are_predicted_from_each_other(transport: Any, images: Tenso
     uniform = torch.full((len(words),), -torch.tensor(float(len(words))).log())
     plans = []
     for each in scores:
-        plan = (each / 0.01).exp()
-        for _ in range(3):
+        plan = (each / epsilon).exp()
+        for _ in range(iterations):
             plan = plan / plan.sum(0) / len(words) if transport == "sinkhorn" else plan
             plan = plan / plan.sum(-1, keepdim=True)
         plans.append(plan)
         assign = projector.sinkhorn if transport == "sinkhorn" else projector.sharpened
-        assert scaled(assign(each, uniform), plan) < 1e-6
-    logs = [(each / 0.01).log_softmax(-1) for each in scores]
+        assert scaled(assign(each, uniform, epsilon, iterations), plan) < 1e-6
+    logs = [(each / temperature).log_softmax(-1) for each in scores]
     direct = -((plans[1] * logs[0]).sum(-1).mean() + (plans[0] * logs[1]).sum(-1).mean()) / 2
     assert model.method.loss(step)["alignment"].item() == pytest.approx(0.1 * direct.item(), rel=1e-4)
 

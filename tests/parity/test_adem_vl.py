@@ -121,7 +121,7 @@ def test_adem_clip() -> None:
     weights = expected.under("param.block.")
     theirs = {key: value for key, value in weights.items() if not key.startswith("adapter_mlp")}
     transformer.resblocks[0].load_state_dict(theirs)
-    adapter = VisionAdapter(width, settings["adapter_dim"]).eval()
+    adapter = VisionAdapter(width, settings["adapter_dim"], settings["s"], dropout=0.1).eval()
     adapter.load_state_dict({key: weights[f"adapter_mlp.{key}"] for key in adapter.state_dict()})
     blocks = tuple(map(block_of, transformer.resblocks))
     tower = Tower("vision", width, settings["heads"], Form(causal=False, pooling="class"), blocks)

@@ -49,8 +49,7 @@ def test_limber(name: str) -> None:
 def test_vlap() -> None:
     """Mapped patches, scores, assignments of the published code, loss and all gradients."""
     settings, expected = published.case("vlap")
-    assert (settings["temperature"], settings["epsilon"]) == (alignment.SHARPNESS, alignment.SHARPNESS)
-    assert settings["sinkhorn_iterations"] == alignment.ITERATIONS
+    ways = settings["epsilon"], settings["sinkhorn_iterations"]
     method = projector(expected["param.img_projection.weight"], expected["param.img_projection.bias"])
     visual, text = expected["visual"].clone().requires_grad_(), expected["text"].clone().requires_grad_()
     mapped = tokens_of(method, visual)
@@ -60,10 +59,10 @@ def test_vlap() -> None:
     expected.scaled("scores_v", of_images)
     expected.scaled("scores_t", of_texts)
     log_prior = alignment.prior(expected["word_counts"][:, 0])
-    assigned = [alignment.sharpened(each.detach(), log_prior) for each in (of_images, of_texts)]
+    assigned = [alignment.sharpened(each.detach(), log_prior, *ways) for each in (of_images, of_texts)]
     expected.scaled("q_v", assigned[0])
     expected.scaled("q_t", assigned[1])
-    loss = alignment.assignment_loss(of_images, of_texts, *assigned)
+    loss = alignment.assignment_loss(of_images, of_texts, *assigned, settings["temperature"])
     expected.relative("loss", loss.detach(), within=1e-5)
     loss.backward()
     for key in ("weight", "bias"):
@@ -75,9 +74,9 @@ def test_vlap() -> None:
 def test_vlap_sinkhorn() -> None:
     """The transport plan of all samples to words, by the branch of the published code that its training never takes."""
     settings, expected = published.case("vlap_sinkhorn3d")
-    assert settings["sinkhorn_iterations"] == alignment.ITERATIONS
+    ways = settings["epsilon"], settings["sinkhorn_iterations"]
     log_prior = alignment.prior(expected["word_counts"][:, 0])
-    plan = alignment.sinkhorn(expected["scores"].flatten(0, 1), log_prior, settings["epsilon"])
+    plan = alignment.sinkhorn(expected["scores"].flatten(0, 1), log_prior, *ways)
     expected.scaled("q", plan)
     torch.testing.assert_close(plan.sum(-1), torch.ones(len(plan)))
 
