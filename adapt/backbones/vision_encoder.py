@@ -5,6 +5,7 @@ Features of class names are replaced by mean features of training images, which 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder, ImageEncoder
 
+MAP_BYTES = 2**26  # of a convolutional network's largest map, for the images that are encoded at once
 SCALE = 1 / 0.07  # of cosines; the temperature of DINOv2's nearest neighbours, and of CLIP before its training
 
 
@@ -29,6 +31,10 @@ class VisionEncoder(ImageEncoder):
     instead = "use a method that reads no class names, such as linear_probe without method.words, or a dual encoder"
 
     tokenizer: Any = None
+
+    def __post_init__(self) -> None:
+        if not self.towers and not isinstance(self.encode_image, _InParts):
+            self.encode_image = _InParts(self.encode_image, self.model)
 
     @classmethod
     def of(cls, whole: DualEncoder, name: str | None = None) -> VisionEncoder:
@@ -52,6 +58,36 @@ class VisionEncoder(ImageEncoder):
     def new_classifier(self, classes: int, trained: bool) -> CosineClassifier:
         """Return a classifier by cosines for a number of classes, whose vectors are zero until training sets them."""
         return CosineClassifier(torch.zeros(classes, self.embed_dim, device=self.device), trained)
+
+
+class _InParts:
+    """The forward of a network without blocks, whose maps may be large: of a few images at once without gradients."""
+
+    def __init__(self, encode: Callable[[Tensor], Tensor], model: nn.Module) -> None:
+        self._encode, self._model = encode, model
+        self._largest: dict[torch.Size, int] = {}  # bytes of an image's largest map, by the image's shape
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(images) < 2:
+            return self._encode(images)
+        if (largest := self._largest.get(images.shape[1:])) is None:
+            largest = self._largest[images.shape[1:]] = self._measured(images[:1])
+        return torch.cat([self._encode(part) for part in images.split(max(1, MAP_BYTES // largest))])
+
+    def _measured(self, image: Tensor) -> int:
+        found = [1]
+
+        def note(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                found.append(output.nbytes)
+
+        handles = [module.register_forward_hook(note) for module in self._model.modules()]
+        try:
+            self._encode(image)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return max(found)
 
 
 class CosineClassifier(nn.Module):

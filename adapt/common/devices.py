@@ -7,10 +7,12 @@ processes, `LOCAL_RANK`, which `accelerate launch` and torchrun set, is the numb
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 from adapt.common.errors import AdaptError
@@ -35,10 +37,27 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_end_threads)
 
 
+# of glibc: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, in bytes, and what the user may have set in their place
+_KEPT, _OWN_WAYS = {-3: 2**30, -1: 2**31 - 1}, ("MALLOC_", "GLIBC_TUNABLES")
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+give_back: Callable[[int], int] = getattr(_libc, "malloc_trim", lambda pad: 0)
+"""Return freed memory to the system, where the C library can: `give_back(0)`."""
+
+
+@cache
+def _keep_freed() -> None:
+    """Let glibc keep freed memory: activations that it maps anew for each layer cost more than the layers."""
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None and not any(name.startswith(_OWN_WAYS) for name in os.environ):
+        for option, most in _KEPT.items():
+            mallopt(option, most)
+
+
 def chosen(device: str | torch.device = AUTO) -> torch.device:
     """Return the torch device for a name such as `auto` or `cuda:0`. Raises AdaptError if the device is not usable."""
     import torch
 
+    _keep_freed()
     if "LOCAL_RANK" in os.environ:
         take(int(os.environ["LOCAL_RANK"]))
     if str(device) == AUTO:

@@ -11,7 +11,6 @@ large images at all.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import threading
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -24,6 +23,7 @@ from typing import TypeVar, cast
 
 from fastapi import Request
 
+from adapt.common.devices import give_back
 from adapt.common.errors import AdaptError
 from adapt.data.decoding.decoded import processors
 from adapt.data.decoding.pictures import opened
@@ -183,7 +183,6 @@ Part = TypeVar("Part")
 
 _SCANS = 32  # maximum in a JPEG; usual are up to a dozen, and each goes over the whole picture
 _LARGE = 2**22  # pixels from which the memory of an image is given back to the system
-_trim: Callable[[int], int] = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)  # only in glibc
 
 
 class TooManyPixels(AdaptError):
@@ -232,7 +231,7 @@ class ImageReaders(Worker[_Job]):
             finally:
                 del read, self._begun[threading.get_ident()]
                 if size >= _LARGE:
-                    _trim(0)
+                    give_back(0)
             if job.left:
                 with self._changed:
                     self._queue.append(job)

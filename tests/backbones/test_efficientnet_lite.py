@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +15,7 @@ from safetensors.torch import save_file
 
 import adapt
 from adapt import AdaptError
-from adapt.backbones import families
+from adapt.backbones import families, vision_encoder
 from adapt.backbones.sources import PACKAGED, hub_names, is_here, is_portable
 from adapt.common import hub
 
@@ -50,6 +52,38 @@ def test_pixels_are_normalised_as_the_published_training_did() -> None:
     preprocess = adapt.load_backbone("efficientnet-lite0", "cpu").preprocess
     assert (preprocess.mean, preprocess.std) == ((0.5,) * 3, (0.5,) * 3)  # 127 and 128 of 255
     assert (preprocess.edge, preprocess.interpolation) == (256, "bicubic")
+
+
+@needs_weights
+def test_only_so_many_images_are_encoded_at_once_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, seen = adapt.load_backbone("efficientnet-lite0", "cpu"), list[int]()
+    backbone.model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    pixels = torch.randn(7, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    whole = backbone.encode_image(pixels)
+    largest = 96 * 32 * 32 * 4  # bytes of an image's largest map: 96 channels of 32 by 32
+    monkeypatch.setattr(vision_encoder, "MAP_BYTES", 3 * largest)
+    with torch.no_grad():
+        assert torch.allclose(backbone.encode_image(pixels), whole, rtol=0, atol=1e-5)
+    assert seen == [7, 1, 3, 3, 1]  # with gradients, then one to measure by, and the parts
+
+
+_FAULTS = """
+import resource, sys, torch, adapt
+torch.set_num_threads(1)
+backbone, pixels = adapt.load_backbone("efficientnet-lite0", "cpu"), torch.randn(24, 3, 224, 224)
+with torch.no_grad():
+    backbone.encode_image(pixels)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    backbone.encode_image(pixels)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@needs_weights
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc's memory")
+def test_a_second_pass_reads_memory_that_the_first_one_left() -> None:
+    faults = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True)
+    assert int(faults.stdout) < 20_000  # 4 KiB each; of 24 images, where each map is new, 400,000
 
 
 @needs_weights

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from adapt.models.prediction import Query
+from adapt.serving import predict_requests
 from adapt.serving.predict_requests import Asked, Batcher, Classifying
 
 
@@ -93,3 +94,18 @@ def test_closing_answers_what_waits_and_takes_no_more(adapters: Adapters) -> Non
     assert [each.result(0) for each in answers] == [["a"], ["b"], ["c"]]
     with pytest.raises(RuntimeError, match="closed"):
         batcher.ask(asked(adapters, "d"))
+
+
+def test_memory_is_given_back_once_nobody_asks(adapters: Adapters, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, at_rest = list[int](), threading.Event()
+    monkeypatch.setattr(predict_requests, "_IDLE", 0.05)
+    monkeypatch.setattr(predict_requests, "give_back", lambda kept: given.append(kept) or at_rest.set())
+    batcher = Batcher(4)
+    adapters.go.set()
+    for _ in range(2):
+        assert at_rest.wait(30)
+        at_rest.clear()
+        assert batcher.ask(asked(adapters, *"ab")).answer.result(30) == [*"ab"]
+    assert at_rest.wait(30)
+    assert given == [0] * 3  # once after each request, not all the time
+    batcher.close()
