@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("adapt")
 
+_MANY = 32  # images whose features are looked up and kept; of fewer, looking costs more than it saves
 _AT_ONCE = 100  # windows of images that are compared together, so that each has images from all over a folder
 # what is given with an option that does not go with it
 _APART = {
@@ -221,7 +222,7 @@ def predict(
 
             models[0].check_query(query)
             drawn = MapFiles(maps, models[0], explain)
-        answers = _by_adapters(models, query, opened, len(files))
+        answers = _by_adapters(models, query, opened, (str(own[0].path) for own in read), len(files))
         if any(model.watch is not None for model in models):
             from adapt.models import watch
 
@@ -268,8 +269,10 @@ def _by_captions(index: Path, backbone: str | None, device: str, query: Query, o
         yield (prediction,), ()
 
 
-def _by_adapters(models: Sequence[Model], query: Query, opened: Opened, count: int) -> Iterator[Answer]:
-    """Yield the answers of all models to the query for each image or item; there are `count` images."""
+def _by_adapters(
+    models: Sequence[Model], query: Query, opened: Opened, paths: Iterable[str], count: int
+) -> Iterator[Answer]:
+    """Yield the answers of all models to the query for each image or item; there are `count` images, of these paths."""
     from adapt.methods.base.traits import OverSet, has_trait
 
     of_items = opened({model.backbone.preprocess.turned for model in models})
@@ -284,7 +287,15 @@ def _by_adapters(models: Sequence[Model], query: Query, opened: Opened, count: i
         with counting_bar("reading images", True) as bar:
             answers: Iterable[Any] = list(model.ask(counted(images, count, bar), query))
     else:
-        answers = model.ask(images, query)
+        from adapt.models.features import answers_of_files, keeps_features
+        from adapt.models.prediction import Query
+
+        alone = query == Query(query.top_k, query.threshold, sets=query.sets) and model.watch is None
+        if alone and count >= _MANY and keeps_features(model, cache=True) and not model.method.views:
+            opened_files = ((path, image) for image, path in zip(images, paths, strict=False))  # an image comes first
+            answers = answers_of_files(model, opened_files, query)
+        else:
+            answers = model.ask(images, query)
         if not (query.items or query.explain) and has_trait(model.method, OverSet):
             logger.warning(
                 "each image is answered by itself; %s answers them as one set with --together", model.method.name

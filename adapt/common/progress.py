@@ -13,6 +13,7 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]  # called with the number done and the total
 logger = logging.getLogger("adapt")
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BEFORE_GUESS = 3.0  # behind the first report, which has the time of starting up too
 
 
 class LogEntry(TypedDict):
@@ -57,21 +58,29 @@ def counting_bar(title: str, show: bool, before: int = 0) -> Iterator[Callable[.
         yield None
     elif sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bars
 
-        note_column = TextColumn("{task.description}")
-        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note_column)
+        columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
         with Bars(*columns, console=Console(stderr=True)) as bars:
-            task = bars.add_task("", total=None, completed=before)
-            yield lambda done, total, note="": bars.update(task, completed=done, total=total, description=note)
+            task, time_left = bars.add_task("", total=None, completed=before), _time_left()
+
+            def draw(done: int, total: int, note: str = "") -> None:
+                told = "  ".join(filter(None, [time_left(done, total), note]))
+                bars.update(task, completed=done, total=total, description=told)
+
+            yield draw
     else:
-        due = _due(before)
+        last, time_left = time.monotonic(), _time_left()
 
         def report(done: int, total: int, note: str = "") -> None:
-            left = due(done, total)
-            if left or (note and left is not None):
-                logger.info("%s", f"{title}  {done:,} of {total:,}{note and '  ' + note}{left}")
+            nonlocal last
+            left = time_left(done, total)
+            if done < total and time.monotonic() - last <= _SECONDS_BETWEEN_LINES:
+                return
+            last = time.monotonic()
+            if done < total or note:
+                logger.info("%s", f"{title}  {done:,} of {total:,}{note and '  ' + note}{left and f'  ({left})'}")
 
         yield report
 
@@ -84,23 +93,20 @@ def counted(each: Iterable[T], total: int, progress: Progress | None) -> Iterato
             progress(done, total)
 
 
-def _due(before: int) -> Callable[[int, int], str | None]:
-    """Return a function of the number done, `before` at first, and the total: the time left as text if a line is due.
+def _time_left() -> Callable[[int, int], str]:
+    """Return a function of the number done and the total: the time left as text, or "" where it cannot be told yet."""
+    first: list[tuple[float, int]] = []
 
-    It returns "" at the end, and None if no line is due, as one was told some seconds ago.
-    """
-    began = last = time.monotonic()
-
-    def due(done: int, total: int) -> str | None:
-        nonlocal last
+    def time_left(done: int, total: int) -> str:
         now = time.monotonic()
-        if done < total and now - last <= _SECONDS_BETWEEN_LINES:
-            return None
-        last = now
-        seconds = (now - began) / max(1, done - before) * (total - done)
-        return f"  (about {readable_time(seconds)} left)" if done < total else ""
+        if not first:
+            first.append((now, done))
+        seconds, count = now - first[0][0], done - first[0][1]
+        if not count or seconds < _SECONDS_BEFORE_GUESS or done >= total:
+            return ""
+        return f"about {readable_time(seconds / count * (total - done))} left"
 
-    return due
+    return time_left
 
 
 def readable_time(seconds: float) -> str:

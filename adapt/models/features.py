@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,9 @@ from adapt.data.decoding.cache import FeatureCache
 from adapt.data.decoding.image_set import loader
 from adapt.data.decoding.images import image_size
 from adapt.data.item import Item
+from adapt.methods.base import Encoded
 from adapt.methods.base.traits import PoolsBags, has_trait
-from adapt.models.base import Adapted, is_native
+from adapt.models.base import Adapted, evaluating, is_native
 from adapt.models.image_model import ImageModel
 
 if TYPE_CHECKING:
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 
     from adapt.backbones.encoded_images import EncodedImage
     from adapt.models.native_vlm import ChatModel
+    from adapt.models.prediction import Query
 
 logger = logging.getLogger("adapt")
+_RAW = "0/raw"  # what the cache calls features of any length
 VIEWS_AT_ONCE = 64  # views that are encoded together, over all images of a batch
 
 
@@ -97,20 +100,39 @@ def item_features(
     transform = backbone.transform(train=views > 0)
 
     def encode(images: Tensor) -> Tensor:
-        with _in_its_own_precision(model):
-            raw = (model.backbone_features if projected else model.read_features)(images, unit=False)
-        return raw.to(backbone.kept_as)
+        return _raw(model, images, projected)
 
     if not cache:
         with torch.no_grad():
             decoded = loader(items, transform, 64, train=False, workers=workers)
             features = torch.cat([encode(images).cpu() for images, _ in decoded])
     else:
-        key = _key(backbone, [transform], "0/raw" + ("" if projected else "/not projected"))
+        key = _key(backbone, [transform], _RAW + ("" if projected else "/not projected"))
         features = FeatureCache().features(
             items, transform, encode, key, views=views, workers=workers, progress=progress
         )
     return F.normalize(features.float(), dim=-1) if unit else features.float()
+
+
+def _raw(model: ImageModel, images: Tensor, projected: bool = True) -> Tensor:
+    with _in_its_own_precision(model):
+        features = (model.backbone_features if projected else model.read_features)(images, unit=False)
+    return features.to(model.backbone.kept_as)
+
+
+def answers_of_files(model: ImageModel, opened: Iterable[tuple[str, Image]], query: Query) -> Iterator[Any]:
+    """Yield the answers of `model.ask` to decoded images, each given with its path, from features of the disk cache."""
+    model.check_query(query)
+    model, transform = model if model.memory is not None else model.stream(), model.backbone.transform(train=False)
+
+    def encode(pictures: list[Image]) -> Tensor:
+        return _raw(model, model.batched([transform(picture) for picture in pictures]))
+
+    for rows in FeatureCache().of_opened(opened, encode, _key(model.backbone, [transform], _RAW)):
+        features = F.normalize(torch.stack(rows).float(), dim=-1).to(model.backbone.device)
+        with evaluating(model), torch.no_grad():
+            answers = list(model._predictions(Encoded(features), query))  # type: ignore[arg-type]  # no watch looks on
+        yield from answers
 
 
 def bag_features(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -182,15 +181,17 @@ def test_progress_off_the_terminal_is_a_line_at_the_end(caplog: pytest.LogCaptur
 
 
 def test_off_a_terminal_the_time_left_is_said(monkeypatch, caplog) -> None:
-    """100 steps, of which the last 30 go on with a run, each of half a minute."""
-    clock = itertools.count(0, 30.0)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    """100 steps, of which the last 30 go on with a run, each of half a minute; the first one has its start too."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[-1])
     monkeypatch.setattr("sys.stderr.isatty", lambda: False)
     entry = {"loss": 0.5, "images_per_second": 10.0}
     with caplog.at_level("INFO", "adapt"), training_bar(100, 70, True) as report:
-        for step in (71, 72, 100):
+        for step in (71, 72, 73, 100):
+            now.append(300 + 30.0 * step)
             report(entry | {"step": step})
     assert [line.split("images/s")[1] for line in caplog.messages] == [
+        "",
         "  (about 14 min left)",
         "  (about 14 min left)",
         "",

@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from adapt.data.decoding.draws import Draw
 from adapt.data.decoding.files import read_bytes
 from adapt.data.decoding.image_set import ImageSet
 from adapt.data.decoding.images import in_batches
-from adapt.data.item import Item
+from adapt.data.item import Item, no_label
 
 if TYPE_CHECKING:
     from adapt.backbones.preprocess import Transform
@@ -145,6 +145,7 @@ def _disk(folder: Path, verb: str) -> Iterator[None]:
 
 _FORMAT = "1"  # part of every folder's name: a newer format leaves older shards untouched
 _SHARD_ROWS, _SHARD_BYTES = 1024, 2**26  # the most that a killed run loses
+_MANY = 32  # images, of fewer of which it saves too little to speak of
 _told: set[Path] = set()  # the directories about whose failure this process has warned
 
 
@@ -237,21 +238,58 @@ class FeatureCache:
         draws: dict[bytes, Draw] = {}
         for position, row_id in enumerate(ids):
             draws.setdefault(row_id, Draw(position // max(views, 1), seed=int.from_bytes(row_id[:8]) >> 1))
-        folder, rows = None, dict[bytes, Tensor]()
-        if key is not None:
-            folder = self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
-            with self._tolerant():
-                rows = _read_shards(folder, draws.keys())
+        rows = self._read(key, draws.keys())
+        _tell(len(rows), len(draws))
         missing = {row_id: draw for row_id, draw in draws.items() if row_id not in rows}
         images = ImageSet(items, transform)
         for computed in _compute(missing, images, encode, batch_size, workers, progress):
-            if folder is not None:
-                with self._tolerant():
-                    for length in sorted({len(row) for row in computed.values()}):  # a shard holds rows of one
-                        _write_shard(folder, {row_id: row for row_id, row in computed.items() if len(row) == length})
-                    _trim(self.directory, self.max_bytes)
+            self._write(key, computed)
             rows |= computed
         return [rows[row_id] for row_id in ids]
+
+    def of_opened(
+        self,
+        opened: Iterable[tuple[str, Any]],
+        encode: Callable[[list[Any]], Sequence[Tensor] | Tensor],
+        key: str | None,
+        batch_size: int = 64,
+    ) -> Iterator[list[Tensor]]:
+        """Yield the features `(d,)` of images that are decoded already, each given with its path, in batches.
+
+        `encode` and `key` are as in `features`, but for the images, which are not preprocessed. What is computed is
+        kept at the end.
+        """
+        computed, count = dict[bytes, Tensor](), 0
+        for batch in in_batches(opened, batch_size):
+            ids = [_row_ids(Item((path,), no_label()), 0)[0] for path, _ in batch]
+            rows = self._read(key, set(ids))
+            opened_as = {row_id: image for row_id, (_, image) in zip(ids, batch, strict=True)}
+            if missing := [row_id for row_id in opened_as if row_id not in rows and row_id not in computed]:
+                own = _encode(encode, [opened_as[row_id] for row_id in missing])
+                computed |= zip(missing, own, strict=True)
+            count += len(batch)
+            yield [rows[row_id] if row_id in rows else computed[row_id] for row_id in ids]
+        if computed:
+            self._write(key, computed)
+        _tell(count - len(computed), count)
+
+    def _folder(self, key: str) -> Path:
+        return self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
+
+    def _read(self, key: str | None, wanted: Set[bytes]) -> dict[bytes, Tensor]:
+        rows: dict[bytes, Tensor] = {}
+        if key is not None:
+            with self._tolerant():
+                rows = _read_shards(self._folder(key), wanted)
+        return rows
+
+    def _write(self, key: str | None, computed: Mapping[bytes, Tensor]) -> None:
+        if key is not None:
+            with self._tolerant():
+                for length in sorted({len(row) for row in computed.values()}):  # a shard holds rows of one
+                    rows = {row_id: row for row_id, row in computed.items() if len(row) == length}
+                    _write_shard(self._folder(key), rows)
+                _trim(self.directory, self.max_bytes)
 
     @contextmanager
     def _tolerant(self) -> Iterator[None]:
@@ -276,6 +314,11 @@ def unchanging_images() -> Iterator[None]:
         yield
     finally:
         _contents = before
+
+
+def _tell(known: int, count: int) -> None:
+    if known >= _MANY:
+        logger.info("the features of %s of %s images are those of an earlier run", f"{known:,}", f"{count:,}")
 
 
 def _row_ids(item: Item, views: int) -> list[bytes]:
