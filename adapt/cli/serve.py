@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
@@ -14,6 +15,9 @@ from adapt.cli.options import Argument, Option, command
 from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError, check_installed
 from adapt.common.shown import shown
+
+if TYPE_CHECKING:
+    from adapt.serving.web import Token
 
 _OF_A_PAGE = ("fastapi", "uvicorn", "httptools")
 _OF_A_SERVER = (*_OF_A_PAGE, "prometheus_client", "python_multipart", "threadpoolctl")
@@ -47,7 +51,11 @@ def serve(
         ),
     ] = 64,
     timeout: Annotated[float, Option("Seconds until a request fails.", min=0.001)] = 30,
-    token_file: Annotated[Path | None, "File with a token that requests must send.  [default: no token]"] = None,
+    token_file: Annotated[
+        Path | None,
+        "File with a token that requests must send, or with lines NAME TOKEN [REQUESTS].  [default: no token]",
+    ] = None,
+    access_log: Annotated[bool, Option("Log each request as a line of JSON.", "--access-log")] = False,
     backbone: common.OfAdapter = None,
     device: common.RunsOn = AUTO,
 ) -> None:
@@ -57,7 +65,9 @@ def serve(
     OpenAI's clients ask; all others embed images and texts at /v1/embeddings. Each --index is searched at /search, by
     the adapter that it was made with, or by its backbone. Web pages for trying them are at / and /chat, the API schema
     at /openapi.json, and metrics at /metrics. Without --token-file, anyone who can reach the port can send requests
-    and, with --folder, load and unload adapters.
+    and, with --folder, load and unload adapters. Several clients may have a token each: the name is for the log, and
+    REQUESTS is the client's own --max-requests, over all kinds. SIGHUP, or POST /reload, loads the adapters again whose
+    files have changed.
 
     \b
     Examples:
@@ -66,7 +76,7 @@ def serve(
       adapt serve --index photos.safetensors
     """
     check_installed("adapt serve", "serve", *_OF_A_SERVER)
-    token = None if token_file is None else _token(token_file)
+    tokens = [] if token_file is None else _tokens(token_file)
     listening = listening_at(host, port)
     with listening:
         from adapt.serving.adapters import ServedAdapters
@@ -86,7 +96,9 @@ def serve(
             requests=max_requests,
             seconds=timeout,
         )
-        app = create_app(served, limits, ("localhost",) if is_loopback(host) else ("*",), token)
+        app = create_app(served, limits, ("localhost",) if is_loopback(host) else ("*",), tokens, access_log)
+        if hasattr(signal, "SIGHUP"):  # in a thread, as the loading would hold up the event loop
+            signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=served.reload, daemon=True).start())
         name = f"[{host}]" if ":" in host else host
         names = ", ".join([*served.now.models, *served.indexes])
         click.echo(f"{names} at http://{name}:{listening.getsockname()[1]} (Ctrl-C ends it)")
@@ -105,18 +117,39 @@ def listening_at(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _token(path: Path) -> str:
-    """Return the token in the file `path`. Raises AdaptError for an unreadable file and a short or invalid token."""
+def _tokens(path: Path) -> list[Token]:
+    """Return the tokens in the file `path`: one alone, or lines with a name, a token, and perhaps a limit.
+
+    Raises AdaptError for an unreadable file, a short or invalid token, and a name or token that is there twice.
+    """
+    from adapt.serving.web import Token
+
     try:
-        token = path.read_text(encoding="ascii").strip()
+        lines = [line.split() for line in path.read_text(encoding="ascii").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise AdaptError(f"--token-file {path} cannot be read ({error}): give a file with ASCII text") from error
-    if len(token) < _SHORTEST or not token.isprintable() or " " in token:
+    if len(lines) == 1 and len(lines[0]) == 1:
+        lines = [["", *lines[0]]]
+    tokens: list[Token] = []
+    for number, (name, *rest) in enumerate(lines, 1):
+        secret, most = rest[0] if rest else "", rest[1:]
+        if not rest or len(most) > 1 or not all(each.isdecimal() and int(each) for each in most):
+            raise AdaptError(
+                f"--token-file {path} line {number}: expected NAME TOKEN, and perhaps a number of requests from 1 on"
+            )
+        if len(secret) < _SHORTEST or not secret.isprintable():
+            raise AdaptError(
+                f"--token-file {path} line {number} has a token of {len(secret)} characters; expected at least "
+                f"{_SHORTEST}, such as the output of `openssl rand -hex 32`"
+            )
+        if any(name == other.name or secret == other.secret for other in tokens):
+            raise AdaptError(f"--token-file {path} line {number}: the name or the token is there twice: change one")
+        tokens.append(Token(secret, name, *map(int, most)))
+    if not tokens:
         raise AdaptError(
-            f"--token-file {path} has {len(token)} characters; expected one line of at least {_SHORTEST} characters "
-            "without spaces, such as the output of `openssl rand -hex 32`"
+            f"--token-file {path} is empty; expected a token, such as the output of `openssl rand -hex 32`"
         )
-    return token
+    return tokens
 
 
 @command()

@@ -54,7 +54,7 @@ def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
     refused during training.
     """
     app, one_at_a_time, training = FastAPI(title="adapt label", docs_url=None, redoc_url=None), Lock(), Event()
-    app.add_middleware(Guard, hosts=("localhost",), token=None)
+    app.add_middleware(Guard, hosts=("localhost",), tokens=())
     app.add_route("/", page("label.html"), include_in_schema=False)
 
     @app.get("/state")

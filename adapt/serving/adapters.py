@@ -5,12 +5,14 @@ A change makes a new set of adapters; a running request keeps its old set.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 from PIL import Image
@@ -35,6 +37,7 @@ from adapt.models.wrap import Model
 from adapt.retrieval.index import Index, IndexHeader, load_index
 from adapt.serving.worker import apart
 
+logger = logging.getLogger("adapt")
 _MOST_CLASSES = 5_000  # in an adapter loaded by a request: other requests wait while the class texts are encoded
 _READY = 64  # combinations of adapters that are cached; clients choose them, so the number is bounded
 
@@ -130,7 +133,8 @@ class ServedAdapters:
         self._backbone, self._device, self._most = backbone, device, most
         self._shared: WeakValueDictionary[str, Backbone] = WeakValueDictionary()
         self._changing = threading.Lock()
-        models = {name: apart(self._loaded, path) for name, path in _named(given).items()}
+        self._files: dict[str, tuple[Path, object]] = {}  # of each adapter, with what tells that it has changed
+        models = {name: self._of_file(name, path) for name, path in _named(given).items()}
         self.now = Served(models, next(iter(models), ""))
         self.indexes = {name: apart(self._searched, path) for name, path in _named(indexes, models).items()}
         if not (models or self.indexes):
@@ -162,8 +166,32 @@ class ServedAdapters:
                     f"{brief(place.name)} has {count:,} classes, and requests may load adapters with at most "
                     f"{_MOST_CLASSES:,}: start the server with it"
                 )
-            self.now = Served(self.now.models | {name: apart(self._loaded, place)}, self.now.default or name)
+            self.now = Served(self.now.models | {name: self._of_file(name, place)}, self.now.default or name)
         return name
+
+    def reload(self) -> dict[str, Any]:
+        """Load the adapters again whose files have changed, and return the names as `reloaded` and `unchanged`.
+
+        An adapter that cannot be loaded, or whose backbone would have to be downloaded, stays as it was, and its error
+        is in `failed`, by name. Indexes stay with the adapters that they were opened with.
+        """
+        reloaded, unchanged, failed = list[str](), list[str](), dict[str, str]()
+        with self._changing:
+            for name in self.now.models:
+                path, before = self._files[name]
+                try:
+                    if _stamp(path) == before:
+                        unchanged.append(name)
+                        continue
+                    self._check_nothing_is_fetched(path)
+                    self.now = Served(self.now.models | {name: self._of_file(name, path)}, self.now.default)
+                    reloaded.append(name)
+                except AdaptError as error:
+                    failed[name] = str(error)
+        logger.info("reloaded: %s", ", ".join(reloaded) or "none, as no file has changed")
+        for name, message in failed.items():
+            logger.warning("%s stays as it was: %s", name, message)
+        return {"reloaded": reloaded, "unchanged": unchanged, "failed": failed}
 
     def unload(self, name: str) -> None:
         """Unload the adapter `name`; current requests are still answered. Raises AdaptError for the default adapter."""
@@ -218,6 +246,12 @@ class ServedAdapters:
                 "server with an adapter of that backbone, or with --backbone"
             )
 
+    def _of_file(self, name: str, path: Path) -> ServedModel:
+        stamp = _stamp(path)  # before it is read, so that a file that changes meanwhile is read again
+        model = apart(self._loaded, path)
+        self._files[name] = path, stamp
+        return model
+
     def _loaded(self, path: Path) -> ServedModel:
         key = None if self._backbone is not None else backbone_key(path)
         model = load(path, self._backbone or self._shared.get(key or ""), device=self._device)
@@ -250,6 +284,16 @@ class ServedAdapters:
             yield from (unadapted(model.backbone.turning(True), ("object",)) for model in adapters)
             backbone = self._backbone or load_backbone(header.backbone, self._device)
             yield unadapted(backbone.turning(True), ("object",))
+
+
+def _stamp(path: Path) -> object:
+    """Return what changes with the files of an adapter. Raises AdaptError if they are not there."""
+    place = located(path)
+    try:
+        files = sorted(place.iterdir()) if place.is_dir() else [place]
+        return [(file.name, (status := file.stat()).st_mtime_ns, status.st_size, status.st_ino) for file in files]
+    except OSError as error:
+        raise AdaptError(f"there is no adapter at {path}: {error.strerror or error}") from error
 
 
 def _named(given: Iterable[str], taken: Collection[str] = ()) -> dict[str, Path]:

@@ -24,7 +24,7 @@ from adapt.serving.admission import Admission, Crowded, Limits, TooManyPixels
 from adapt.serving.chat_requests import FAILED, ChatCompletions, ChatRequest, Completion, ModelCard, ModelCards
 from adapt.serving.embedding_requests import Embedded, EmbeddingRequest, Embeddings, Searched, SearchRequest
 from adapt.serving.predict_requests import Asking, ImagesAnswered, ImagesInJson, Message, Predictions
-from adapt.serving.web import Around, Counted, Guard, Mistaken, Problem, page, problem
+from adapt.serving.web import Around, Counted, Guard, Mistaken, Problem, Token, page, problem
 from adapt.serving.worker import Worker
 
 
@@ -60,6 +60,14 @@ class AdapterCard(BaseModel):
     turned: bool
     """Whether it reads images as displayed, turned by EXIF, which pixels of boxes are of; otherwise as stored."""
     default: bool
+
+
+class Reloaded(BaseModel):
+    """The names of the adapters whose files had changed or not, and errors of those that cannot be loaded, by name."""
+
+    reloaded: list[str]
+    unchanged: list[str]
+    failed: dict[str, str]
 
 
 class Health(BaseModel):
@@ -107,7 +115,7 @@ class Work:
 _STATUS = {NoSuchAdapter: 404, NotAllowed: 403, TooManyAdapters: 409, TooManyPixels: 413, Crowded: 503}
 _AGAIN = {"Retry-After": "1"}
 _PROBLEMS: dict[int | str, Any] = {
-    status: {"model": Problem} for status in (400, 401, 403, 404, 409, 413, 415, 422, 500, 503, 504)
+    status: {"model": Problem} for status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 504)
 }
 
 
@@ -115,14 +123,15 @@ def create_app(
     adapters: ServedAdapters,
     limits: Limits | None = None,
     hosts: Collection[str] = ("*",),
-    token: str | None = None,
+    tokens: Collection[Token] = (),
+    access_log: bool = False,
 ) -> FastAPI:
     """Return the FastAPI application that serves `adapters`.
 
     `hosts` are the host names under which requests may address the server; `localhost` stands for all loopback
-    addresses. If there is a `token`, all requests except for the pages and `/healthz` must contain the token. On
-    shutdown, the application answers waiting requests for at most two seconds. Neither the application nor its web
-    pages contact another server.
+    addresses. If there are `tokens`, all requests except for the pages and `/healthz` must contain one of them. With
+    an `access_log`, each request is logged as a line of JSON. On shutdown, the application answers waiting requests
+    for at most two seconds. Neither the application nor its web pages contact another server.
     """
     limits, metrics = limits or Limits(), Counted()
     admission = Admission(limits)
@@ -137,8 +146,8 @@ def create_app(
         await asyncio.to_thread(work.close, 2.0)
 
     app = FastAPI(title="adapt", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, hosts=hosts, token=token)
-    app.add_middleware(Around, most=limits.body_bytes, metrics=metrics)
+    app.add_middleware(Guard, hosts=hosts, tokens=tokens)
+    app.add_middleware(Around, most=limits.body_bytes, metrics=metrics, log=access_log)
     _add_problems(app)
     _add_predict(app, predictions, limits)
     _add_openai(app, adapters, conversations, Embeddings(adapters, admission, metrics, predictions))
@@ -270,6 +279,11 @@ def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
         """Make an adapter the default, which answers requests that do not name an adapter."""
         adapters.switch(wanted.name)
         return list_adapters()
+
+    @app.post("/reload", responses=_PROBLEMS)
+    def reload_adapters() -> Reloaded:
+        """Load the adapters again whose files have changed; one that cannot be loaded stays as it was."""
+        return Reloaded(**adapters.reload())
 
     @app.delete("/adapters/{name}", responses=_PROBLEMS)
     def unload_adapter(name: str) -> list[AdapterCard]:

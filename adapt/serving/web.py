@@ -9,23 +9,32 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import logging
 import re
 import sys
 import time
+import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.resources import files
 from ipaddress import ip_address
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
 from fastapi import HTTPException, Request, Response
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector
+from prometheus_client import Counter as Count
 from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapt.common import plain
+
+logger = logging.getLogger("adapt")
 OPENAI = "/v1/"  # below which paths are those of OpenAI's interface
 
 
@@ -66,33 +75,60 @@ def problem(path: str, message: str, status: int, headers: Mapping[str, str] | N
 
 _OPEN = ("/", "/chat", "/healthz")  # need no token: the pages ask for it, and monitors have none
 _SAFE = ("GET", "HEAD", "OPTIONS")
+HOLDER = "adapt.holder"  # where a request's scope has the name of its token
+
+
+@dataclass(frozen=True)
+class Token:
+    """A secret that requests send, the name of its holder, and how many of the holder's requests run at one time."""
+
+    secret: str
+    name: str = ""
+    requests: int | None = None
 
 
 class Guard:
     """ASGI middleware that answers 400 to unknown host names, 401 to wrong tokens, and 403 to pages of other sites.
 
-    `hosts` are the known host names, in which `*` stands for every name and `localhost` for all loopback addresses.
+    `hosts` are the known host names, in which `*` stands for every name and `localhost` for all loopback addresses. A
+    holder of a token who asks for more at one time than the token allows gets 429.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str], token: str | None) -> None:
-        self.app, self.hosts, self.token = app, hosts, token
+    def __init__(self, app: ASGIApp, hosts: Collection[str], tokens: Collection[Token]) -> None:
+        self.app, self.hosts, self.tokens = app, hosts, tokens
+        self._answering = Counter[str]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope) if scope["type"] == "http" else None
-        await (refusal or self.app)(scope, receive, send)
+        name = scope.get(HOLDER, "")
+        self._answering[name] += 1
+        try:
+            await (refusal or self.app)(scope, receive, send)
+        finally:
+            self._answering[name] -= 1
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers, path = Headers(scope=scope), scope["path"]
+        if len(headers.getlist("host")) > 1:  # RFC 9112, 3.2
+            return problem(path, "the request has several Host headers: send one", 400)
         host, origin = headers.get("host", ""), headers.get("origin")
         name = _split(f"//{host}").hostname or ""
         known = "*" in self.hosts or name in self.hosts or ("localhost" in self.hosts and is_loopback(name))
         if not known:
             return problem(path, f"the server is not called {host[:100]!r}: use its own name", 400)
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        right = scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), (self.token or "").encode())
-        if self.token is not None and path not in _OPEN and not right:
+        secret = given.strip().encode() if scheme.lower() == "bearer" else b""
+        token = [
+            each for each in self.tokens if hmac.compare_digest(secret, each.secret.encode())
+        ]  # all, in equal time
+        if token:
+            scope[HOLDER] = token[0].name
+        if self.tokens and path not in _OPEN and not token:
             detail = "the token is missing or wrong: send the header Authorization: Bearer TOKEN"
             return problem(path, detail, 401, {"WWW-Authenticate": "Bearer"})
+        if token and token[0].requests is not None and self._answering[token[0].name] >= token[0].requests:
+            detail = f"{token[0].requests} requests with this token are answered at one time: try again in a second"
+            return problem(path, detail, 429, {"Retry-After": "1"})
         if scope["method"] not in _SAFE and origin is not None and _split(origin).netloc.lower() != host.lower():
             detail = (
                 f"a page of {origin[:100]!r} may not send requests to {host[:100]!r}: only the server's own page may"
@@ -150,12 +186,12 @@ class Counted:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.requests = Counter("adapt_requests", "Requests.", ["path", "status"], registry=self.registry)
+        self.requests = Count("adapt_requests", "Requests.", ["path", "status"], registry=self.registry)
         self.seconds = Histogram("adapt_request_seconds", "Time to answer.", ["path"], registry=self.registry)
-        self.images = Counter("adapt_images", "Images answered.", ["adapter"], registry=self.registry)
-        self.tokens = Counter("adapt_tokens", "Tokens of answers in words.", ["adapter"], registry=self.registry)
-        self.windows = Counter("adapt_windows", "Windows of images compared.", ["adapter"], registry=self.registry)
-        self.alarms = Counter("adapt_alarms", "Windows unlike the training.", ["adapter"], registry=self.registry)
+        self.images = Count("adapt_images", "Images answered.", ["adapter"], registry=self.registry)
+        self.tokens = Count("adapt_tokens", "Tokens of answers in words.", ["adapter"], registry=self.registry)
+        self.windows = Count("adapt_windows", "Windows of images compared.", ["adapter"], registry=self.registry)
+        self.alarms = Count("adapt_alarms", "Windows unlike the training.", ["adapter"], registry=self.registry)
         self.window_p = Gauge("adapt_window_p", "p of the last window.", ["adapter"], registry=self.registry)
         sizes = (1, 2, 4, 8, 16, 32, 64)
         self.passes = Histogram("adapt_pass_images", "Images in a pass.", buckets=sizes, registry=self.registry)
@@ -165,20 +201,26 @@ class Counted:
 class Around:
     """ASGI middleware that answers 413 to bodies of more than `most` bytes, supports `HEAD`, and updates the metrics.
 
+    A response has an `X-Request-Id`, the request's own if that is a plain word. With `log`, a line of JSON is logged
+    for each request.
+
     `most` applies to the paths that take images; the limit of all other URL paths is 64 KiB. If a request is answered
     before its large body has arrived, the connection is closed, because reading such bodies from twenty clients blocked
     the event loop for all other clients.
     """
 
-    def __init__(self, app: ASGIApp, most: int, metrics: Counted) -> None:
-        self.app, self.most, self.metrics = app, most, metrics
+    def __init__(self, app: ASGIApp, most: int, metrics: Counted, log: bool = False) -> None:
+        self.app, self.most, self.metrics, self.log = app, most, metrics, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 0
-        bare = scope["method"] == "HEAD"  # answered like GET, but without the body
+        started, status, sent = time.perf_counter(), 0, 0
+        asked = Headers(scope=scope).get("x-request-id", "")
+        number = asked if re.fullmatch(r"[\w.:-]{1,100}", asked, re.ASCII) else uuid.uuid4().hex
+        method = scope["method"]
+        bare = method == "HEAD"  # answered like GET, but without the body
         scope = {**scope, "method": "GET"} if bare else scope
         most = self.most if scope["path"] in _TAKE_IMAGES else min(self.most, _SMALL)
         left, coming = most, announced(scope, sys.maxsize) > _SMALL  # whether a large body is still arriving
@@ -193,12 +235,14 @@ class Around:
             return message
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *_HEADERS, *([_LAST] if coming else [])]
+                own = (b"x-request-id", number.encode())
+                message["headers"] = [*message["headers"], own, *_HEADERS, *([_LAST] if coming else [])]
             elif bare:
                 message["body"] = b""
+            sent += len(message.get("body", b""))
             await send(message)
 
         try:
@@ -216,7 +260,15 @@ class Around:
             # the route, because the path that was sent may be anything
             path = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(path, status or 500).inc()
-            self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
+            self.metrics.seconds.labels(path).observe(seconds := time.perf_counter() - started)
+            if self.log:
+                line = {
+                    "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                    "client": (scope.get("client") or [""])[0], "token": scope.get(HOLDER, ""),
+                    "method": method, "path": scope["path"], "status": status or 500,
+                    "ms": round(1000 * seconds, 1), "bytes": sent, "id": number,
+                }  # fmt: skip
+                logger.info("%s", plain.dump(line))
 
 
 def _too_large(most: int) -> HTTPException:

@@ -20,6 +20,7 @@ import yaml
 
 import adapt
 from adapt.cli import serve as command
+from adapt.serving.web import Token
 
 
 @pytest.fixture
@@ -72,9 +73,14 @@ def test_a_server_answers_until_it_is_told_to_end(adapter: Path) -> None:
         assert found is not None
         with urllib.request.urlopen(f"{found[1]}/adapters", timeout=60) as answer:
             assert [each["name"] for each in json.load(answer)] == ["fruit"]
+        assert process.stderr is not None
+        adapter.touch()
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr.readline() == "reloaded: fruit\n"
+        with urllib.request.urlopen(f"{found[1]}/adapters", timeout=60) as answer:
+            assert [each["name"] for each in json.load(answer)] == ["fruit"]
         process.send_signal(signal.SIGINT)
         assert process.wait(60) in (0, 130, -signal.SIGINT)
-        assert process.stderr is not None
         assert process.stderr.read() == ""
 
 
@@ -83,9 +89,12 @@ def test_a_server_answers_until_it_is_told_to_end(adapter: Path) -> None:
     [
         (None, "cannot be read ("),
         (b"\xff" * 32, "cannot be read ("),
-        (b"short", "has 5 characters; expected one line of at least 16"),
-        (b"two words of a token", "expected one line of at least 16 characters without spaces"),
-        (b"two-lines-of-a-token\nanother", "expected one line of at least 16 characters without spaces"),
+        (b"short", "line 1 has a token of 5 characters; expected at least 16"),
+        (b"", "is empty; expected a token"),
+        (b"two words of a token", "line 1: expected NAME TOKEN, and perhaps a number of requests"),
+        (b"two-lines-of-a-token\nanother", "line 1: expected NAME TOKEN, and perhaps a number"),
+        (b"ann 0123456789abcdef 0", "line 1: expected NAME TOKEN, and perhaps a number of requests from 1 on"),
+        (b"ann 0123456789abcdef\nbob 0123456789abcdef", "line 2: the name or the token is there twice"),
     ],
 )
 def test_tokens_that_are_refused(
@@ -100,6 +109,16 @@ def test_tokens_that_are_refused(
     if content is not None:
         path.write_bytes(content)
     refused(run("serve", str(adapter), "--port", "0", "--token-file", str(path)), words)
+
+
+def test_several_tokens_with_limits_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("ann  0123456789abcdef  4\n\nbob\tfedcba9876543210\n")
+    assert command._tokens(tmp_path / "tokens") == [
+        Token("0123456789abcdef", "ann", 4),
+        Token("fedcba9876543210", "bob"),
+    ]
+    (tmp_path / "tokens").write_text("0123456789abcdef\n")
+    assert command._tokens(tmp_path / "tokens") == [Token("0123456789abcdef")]
 
 
 @pytest.mark.full

@@ -226,6 +226,29 @@ def test_without_a_folder_the_set_stays_as_it_is(folder: Path, open_clip: adapt.
         assert [each["name"] for each in client.get("/adapters").json()] == ["one", "lora"]
 
 
+def test_adapters_are_loaded_again_where_their_files_have_changed(
+    folder: Path, open_clip: adapt.Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = ServedAdapters([f"one={folder}/coop.safetensors", f"{folder}/lora.safetensors"], None, open_clip)
+    with TestClient(create_app(served)) as client:
+        before = served.now
+        assert client.post("/reload").json() == {"reloaded": [], "unchanged": ["one", "lora"], "failed": {}}
+        assert served.now is before
+        new = adapt.wrap(open_clip, adapt.methods.ZeroShot(), ("moss", "fern")).save(tmp_path / "new.safetensors")
+        new.replace(folder / "coop.safetensors")
+        (folder / "lora.safetensors").write_bytes(b"no adapter")
+        told = client.post("/reload").json()
+        assert (told["reloaded"], told["unchanged"], list(told["failed"])) == (["one"], [], ["lora"])
+        assert "lora.safetensors" in told["failed"]["lora"]
+        assert "lora stays as it was" in caplog.text
+        one, _ = client.get("/adapters").json()
+        assert (one["classes"], one["default"]) == (["moss", "fern"], True)
+        assert served.now.models["lora"] is before.models["lora"]
+        (folder / "lora.safetensors").unlink()
+        assert client.post("/reload").json()["failed"].keys() == {"lora"}
+        assert client.post("/reload", headers={"origin": "http://evil.example"}).status_code == 403
+
+
 def test_a_form_of_another_page_changes_nothing(serve: Serve) -> None:
     """What a browser sends elsewhere without asking first: bodies of plain text and forms, and of no type at all."""
     client, body = serve(), b'{"path": "tda.safetensors"}'

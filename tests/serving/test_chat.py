@@ -37,6 +37,7 @@ from adapt.serving.adapters import Served, ServedAdapters
 from adapt.serving.admission import Limits
 from adapt.serving.app import create_app
 from adapt.serving.chat_worker import Choosing, Delta, Question, Talker
+from adapt.serving.web import Token
 from adapt.serving.worker import Worker
 
 KIND = "qwen2_5_vl"
@@ -132,7 +133,7 @@ def test_limits_count_the_beginning_of_the_answer(client: Callable[..., TestClie
 def test_errors_before_a_handler_have_the_same_form(client: Callable[..., TestClient], served: ServedAdapters) -> None:
     large = post(client(body_bytes=100_000), user("a" * 200_000))
     assert (large.status_code, set(large.json())) == (413, {"error"})
-    with TestClient(create_app(served, token="sesame" * 4)) as guarded:
+    with TestClient(create_app(served, tokens=[Token("sesame" * 4)])) as guarded:
         assert guarded.get("/v1/models").json()["error"]["message"].startswith("the token is missing or wrong")
         assert guarded.get("/chat").status_code == 200
 

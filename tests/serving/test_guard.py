@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +12,7 @@ from starlette.testclient import TestClient
 
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.app import create_app
+from adapt.serving.web import Guard, Token
 
 TOKEN = "open sesame".replace(" ", "-") + "-0123456789"
 CHANGES = (("POST", "/predict"), ("POST", "/adapters"), ("PUT", "/adapters/default"), ("DELETE", "/adapters/lora"))
@@ -68,7 +71,7 @@ def test_pages_of_other_servers_send_nothing(guarded: Callable[..., TestClient],
 
 
 def test_only_who_has_the_token_is_answered(guarded: Callable[..., TestClient]) -> None:
-    client = guarded(token=TOKEN)
+    client = guarded(tokens=[Token(TOKEN)])
     for given in ("", TOKEN, f"Basic {TOKEN}", f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}x", "Bearer \xff", "Bearer"):
         for method, path in (*CHANGES, ("GET", "/adapters"), ("GET", "/metrics"), ("HEAD", "/openapi.json")):
             answer = client.request(method, path, headers={"authorization": given.encode("latin-1")})
@@ -76,3 +79,38 @@ def test_only_who_has_the_token_is_answered(guarded: Callable[..., TestClient]) 
     for given in (f"Bearer {TOKEN}", f"bearer  {TOKEN}"):
         assert client.get("/adapters", headers={"authorization": given}).status_code == 200
     assert [client.get(path).status_code for path in ("/", "/healthz")] == [200, 200]
+
+
+def test_a_request_has_one_host(guarded: Callable[..., TestClient]) -> None:
+    twice = guarded().get("/healthz", headers=[("host", "a.example"), ("host", "b.example")])
+    assert (twice.status_code, twice.json()["detail"]) == (400, "the request has several Host headers: send one")
+
+
+def test_each_holder_of_a_token_has_a_limit_and_a_name_in_the_log(
+    guarded: Callable[..., TestClient], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "adapt")
+    ann, bob = Token("a" * 16, "ann", requests=1), Token("b" * 16, "bob")
+    client = guarded(tokens=[ann, bob], access_log=True)
+    guard: Any = client.app
+    while not isinstance(guard := guard.middleware_stack if hasattr(guard, "middleware_stack") else guard.app, Guard):
+        pass
+    guard._answering["ann"] += 1  # a request of hers is being answered
+    given = {"authorization": f"Bearer {ann.secret}", "x-request-id": "of:mine-1"}
+    refused = client.get("/adapters", headers=given)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert refused.headers["x-request-id"] == "of:mine-1"
+    guard._answering["ann"] -= 1
+    assert client.get("/adapters", headers=given).status_code == 200
+    other = client.head("/adapters?secret=1", headers={"authorization": f"Bearer {bob.secret}", "x-request-id": "a b"})
+    assert re.fullmatch("[0-9a-f]{32}", other.headers["x-request-id"])
+    assert client.get("/adapters", headers={"authorization": "Bearer none"}).status_code == 401
+    lines = [json.loads(message) for message in caplog.messages if message.startswith("{")]
+    assert [(line["token"], line["method"], line["path"], line["status"]) for line in lines] == [
+        ("ann", "GET", "/adapters", 429), ("ann", "GET", "/adapters", 200), ("bob", "HEAD", "/adapters", 200),
+        ("", "GET", "/adapters", 401),
+    ]  # fmt: skip
+    assert lines[0]["id"] == "of:mine-1"
+    assert lines[1]["bytes"] > lines[2]["bytes"] == 0
+    assert "a" * 16 not in caplog.text
+    assert "secret" not in caplog.text
