@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,14 +96,12 @@ def serve(
             seconds=timeout,
         )
         app = create_app(served, limits, ("localhost",) if is_loopback(host) else ("*",), tokens, access_log)
-        if hasattr(signal, "SIGHUP"):  # in a thread, as the loading would hold up the event loop
-            signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=served.reload, daemon=True).start())
         name = f"[{host}]" if ":" in host else host
         names = ", ".join([*served.now.models, *served.indexes])
         click.echo(f"{names} at http://{name}:{listening.getsockname()[1]} (Ctrl-C ends it)")
         # uvicorn raises the signal that ended it again: a supervisor then sees an end by SIGTERM, and no failure
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        run(app, listening, timeout)
+        run(app, listening, timeout, served.reload)
 
 
 def listening_at(host: str, port: int) -> socket.socket:

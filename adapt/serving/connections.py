@@ -14,6 +14,8 @@ import resource
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Callable
 from http import HTTPStatus
 from types import FrameType
 from typing import cast
@@ -188,8 +190,11 @@ _CONNECTIONS, _OTHER_FILES = 1000, 64  # maximum number of connections; other fi
 _GRACE, _END = 5, 9  # seconds: for waiting requests, and until the process is ended
 
 
-def run(app: ASGIApp, listening: socket.socket, seconds: float) -> None:
-    """Serve `app` on the socket `listening` until a signal ends the server; clients have `seconds` to send a body."""
+def run(app: ASGIApp, listening: socket.socket, seconds: float, reload: Callable[[], object] | None = None) -> None:
+    """Serve `app` on the socket `listening` until a signal ends the server; clients have `seconds` to send a body.
+
+    SIGHUP calls `reload`, if given, in a thread; of a server that a terminal started it says that the terminal closed.
+    """
     sys.setswitchinterval(1e-4)  # or a pass waits for a busy event loop 5 ms at each of its hundreds of operations
     PngImagePlugin.MAX_TEXT_MEMORY = 2**22  # bytes that a header may unpack to; the default is sixteen times as much
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -206,6 +211,8 @@ def run(app: ASGIApp, listening: socket.socket, seconds: float) -> None:
     )
     for number in set(ending()) - {signal.SIGINT, signal.SIGTERM}:  # uvicorn handles these itself
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGTERM))
+    if reload is not None and hasattr(signal, "SIGHUP") and not (sys.stdin and sys.stdin.isatty()):
+        signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=reload, daemon=True).start())
     _Server(config).run(sockets=[listening])
 
 

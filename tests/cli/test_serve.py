@@ -67,7 +67,9 @@ def test_a_server_spins_for_longer_than_a_training(
 @pytest.mark.full
 def test_a_server_answers_until_it_is_told_to_end(adapter: Path) -> None:
     line = [sys.executable, "-m", "adapt", "serve", f"fruit={adapter}", "--port", "0"]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
+    ) as process:
         assert process.stdout is not None
         found = re.fullmatch(r"fruit at (http://127\.0\.0\.1:\d+) \(Ctrl-C ends it\)\n", process.stdout.readline())
         assert found is not None
@@ -126,7 +128,9 @@ def test_a_token_an_address_of_ipv6_and_an_end_while_requests_are_half_sent(adap
     (tmp_path / "token").write_text("sesame-0123456789\n")
     line = [sys.executable, "-m", "adapt", "serve", f"fruit={adapter}", "--port", "0", "--host", "::1"]
     line += ["--token-file", str(tmp_path / "token")]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
+    ) as process:
         assert process.stdout is not None
         found = re.fullmatch(r"fruit at (http://\[::1\]:(\d+)) \(Ctrl-C ends it\)\n", process.stdout.readline())
         assert found is not None
