@@ -33,7 +33,7 @@ class VisionEncoder(ImageEncoder):
     tokenizer: Any = None
 
     def __post_init__(self) -> None:
-        if not self.towers and not isinstance(self.encode_image, _InParts):
+        if not (self.towers or self.as_decoded or isinstance(self.encode_image, _InParts)):
             self.encode_image = _InParts(self.encode_image, self.model)
 
     @classmethod

@@ -13,7 +13,7 @@ from adapt.data.decoding import cache
 
 
 def test_recommend_predict_sets_and_eval_encode_each_image_once(
-    run: Any, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    run: Any, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     encoded, usual = list[int](), cache._encode
     monkeypatch.setattr(cache, "_encode", lambda encode, images: encoded.append(len(images)) or usual(encode, images))
@@ -27,6 +27,7 @@ def test_recommend_predict_sets_and_eval_encode_each_image_once(
     adapter = out / "adapter.safetensors"
     assert sum(encoded) >= 120  # and some before the last projection, by a method that learns it
     encoded.clear()
+    caplog.set_level("INFO", "adapt")
     for command in (
         ("predict", adapter, photos),
         ("sets", adapter, "--data", photos, "--part", "test", "--out", tmp_path / "sets.safetensors"),
@@ -36,7 +37,7 @@ def test_recommend_predict_sets_and_eval_encode_each_image_once(
         again = run(*command)
         assert again.exit_code == 0, again.output
     assert encoded == []
-    assert "the features of 120 of 120 images are those of an earlier run" in again.stderr
+    assert caplog.messages.count("the features of 120 of 120 images are those of an earlier run") == 2
 
 
 def rows(result: Any) -> list[list[str]]:
