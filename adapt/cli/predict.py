@@ -137,6 +137,8 @@ def predict(
     followed, and each image is used only once. Results are printed as soon as they are ready. An image that cannot be
     read is reported and skipped, and the exit code is then 2.
 
+    Features of 32 images and more are kept in the cache (see `adapt cache`), for later commands on the same images.
+
     Images of one thing get one answer: give a .csv with the columns path and item, or folders with --items. JSON then
     says what each image contributes.
 

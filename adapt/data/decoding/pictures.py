@@ -105,7 +105,7 @@ RATIO = 100  # of the sides; resizing the shorter one to some hundred pixels mul
 # WebP's own decoder holds a picture several times.
 _PIXELS, _PIXELS_OF = 4 / 3, {"WEBP": 1 / 2}
 _LIFT = "; save a smaller copy"
-_BAND = 2**22  # pixels that are converted at a time
+_BAND = 2**20  # pixels that are converted at a time
 
 # The brands after `ftyp` in files of the container that HEIC and AVIF share.
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
