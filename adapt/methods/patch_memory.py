@@ -3,8 +3,7 @@
 Paper: Damm et al., AnomalyDINO: Boosting Patch-based Few-shot Anomaly Detection with DINOv2, WACV 2025. `coreset` and
 `metric` are those of Roth et al., Towards Total Recall in Industrial Anomaly Detection (PatchCore), CVPR 2022.
 References: AnomalyDINO `b3435f0`, `src/detection.py`, `backbones.py`, `utils.py`, `post_eval.py`,
-`run_anomalydino_batched.py`; anomalib `b7233686`, `k_center_greedy.py`,
-`one_class.py`.
+`run_anomalydino_batched.py`; anomalib `b7233686`, `k_center_greedy.py`, `one_class.py`.
 Deviations:
 * The memory is kept in half precision. Images are turned, and maps smoothed, in the size that the backbone reads.
 * The mask of an object splits the first component by Otsu's threshold, for a backbone of any scale, and grows in rows

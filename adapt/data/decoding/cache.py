@@ -257,9 +257,9 @@ class FeatureCache:
         """Yield the features `(d,)` of images that are decoded already, each given with its path, in batches.
 
         `encode` and `key` are as in `features`, but for the images, which are not preprocessed. What is computed is
-        kept at the end.
+        written a shard at a time.
         """
-        computed, count = dict[bytes, Tensor](), 0
+        computed, known, count = dict[bytes, Tensor](), 0, 0
         for batch in in_batches(opened, batch_size):
             ids = [_row_ids(Item((path,), no_label()), 0)[0] for path, _ in batch]
             rows = self._read(key, set(ids))
@@ -267,11 +267,14 @@ class FeatureCache:
             if missing := [row_id for row_id in opened_as if row_id not in rows and row_id not in computed]:
                 own = _encode(encode, [opened_as[row_id] for row_id in missing])
                 computed |= zip(missing, own, strict=True)
-            count += len(batch)
+            known, count = known + len(batch) - len(missing), count + len(batch)
             yield [rows[row_id] if row_id in rows else computed[row_id] for row_id in ids]
+            if len(computed) >= _SHARD_ROWS:
+                self._write(key, computed)
+                computed = {}
         if computed:
             self._write(key, computed)
-        _tell(count - len(computed), count)
+        _tell(known, count)
 
     def _folder(self, key: str) -> Path:
         return self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
