@@ -15,7 +15,7 @@ from adapt.data import load
 from adapt.data.decoding.files import read_bytes
 
 # as last measured; the test allows five per cent more
-TRAIN = {"files": 102, "functions": 827, "calls": 632, "modules": 125}
+TRAIN = {"files": 102, "functions": 830, "calls": 632, "modules": 125}
 PREDICT = {"files": 55, "functions": 424, "calls": 286, "modules": 71}
 
 

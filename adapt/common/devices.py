@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import TYPE_CHECKING
 
 from adapt.common.errors import AdaptError
@@ -44,20 +43,16 @@ give_back: Callable[[int], int] = getattr(_libc, "malloc_trim", lambda pad: 0)
 """Return freed memory to the system, where the C library can: `give_back(0)`."""
 
 
-@cache
-def _keep_freed() -> None:
-    """Let glibc keep freed memory: activations that it maps anew for each layer cost more than the layers."""
-    mallopt = getattr(_libc, "mallopt", None)
-    if mallopt is not None and not any(name.startswith(_OWN_WAYS) for name in os.environ):
-        for option, most in _KEPT.items():
-            mallopt(option, most)
+# glibc keeps freed memory, as activations that it maps anew for each layer cost more than the layers
+if (_mallopt := getattr(_libc, "mallopt", None)) and not any(name.startswith(_OWN_WAYS) for name in os.environ):
+    for _option, _most in _KEPT.items():
+        _mallopt(_option, _most)
 
 
 def chosen(device: str | torch.device = AUTO) -> torch.device:
     """Return the torch device for a name such as `auto` or `cuda:0`. Raises AdaptError if the device is not usable."""
     import torch
 
-    _keep_freed()
     if "LOCAL_RANK" in os.environ:
         take(int(os.environ["LOCAL_RANK"]))
     if str(device) == AUTO:

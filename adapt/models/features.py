@@ -99,9 +99,7 @@ def item_features(
         _check_unedited(model)
     transform = backbone.transform(train=views > 0)
 
-    def encode(images: Tensor) -> Tensor:
-        return _raw(model, images, projected)
-
+    encode = functools.partial(_raw, model, projected=projected)
     if not cache:
         with torch.no_grad():
             decoded = loader(items, transform, 64, train=False, workers=workers)

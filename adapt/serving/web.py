@@ -109,8 +109,6 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers, path = Headers(scope=scope), scope["path"]
-        if len(headers.getlist("host")) > 1:  # RFC 9112, 3.2
-            return problem(path, "the request has several Host headers: send one", 400)
         host, origin = headers.get("host", ""), headers.get("origin")
         name = _split(f"//{host}").hostname or ""
         known = "*" in self.hosts or name in self.hosts or ("localhost" in self.hosts and is_loopback(name))

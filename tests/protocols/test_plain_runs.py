@@ -68,7 +68,7 @@ def test_runs_on_other_test_images_share_no_mean(caplog: pytest.LogCaptureFixtur
 def test_table_shows_runs_and_refuses_a_mixture(runs: dict[str, Path], tmp_path: Path) -> None:
     result = run("table", *runs.values(), "--format", "csv")
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[0].startswith(",gain,zero-shot,adapted,data,shots,seeds")
+    assert result.stdout.splitlines()[0].startswith(",gain,zero-shot,adapted,backbone,data,shots,seeds")
     out = tmp_path / "sweep"
     arguments = ["--data", "emoji", "--shots", "2", "--seeds", "1,2", "--out", out]
     swept = run("sweep", "gda", "method.alpha=0.1,10", *arguments)

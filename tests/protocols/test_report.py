@@ -122,7 +122,7 @@ def test_its_numbers_are_those_of_the_files(found: Path) -> None:
         assert row[1] == f"{100 * statistics.mean(gains):+.1f} ± {100 * statistics.stdev(gains):.1f}"
         assert row[2] == f"{100 * statistics.mean(frozen):.1f} ± {100 * statistics.stdev(frozen):.1f}"
         assert row[3] == f"{100 * statistics.mean(adapted):.1f} ± {100 * statistics.stdev(adapted):.1f}"
-        assert row[6] == "1, 2"
+        assert row[7] == "1, 2"
     for text, value in page.values:
         assert text.rstrip("\xa0%") in (f"{100 * value:.1f}", f"{100 * value:+.1f}", f"{100 * value:.0f}")
 

@@ -81,11 +81,6 @@ def test_only_who_has_the_token_is_answered(guarded: Callable[..., TestClient]) 
     assert [client.get(path).status_code for path in ("/", "/healthz")] == [200, 200]
 
 
-def test_a_request_has_one_host(guarded: Callable[..., TestClient]) -> None:
-    twice = guarded().get("/healthz", headers=[("host", "a.example"), ("host", "b.example")])
-    assert (twice.status_code, twice.json()["detail"]) == (400, "the request has several Host headers: send one")
-
-
 def test_each_holder_of_a_token_has_a_limit_and_a_name_in_the_log(
     guarded: Callable[..., TestClient], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -239,7 +239,8 @@ class FeatureCache:
         for position, row_id in enumerate(ids):
             draws.setdefault(row_id, Draw(position // max(views, 1), seed=int.from_bytes(row_id[:8]) >> 1))
         rows = self._read(key, draws.keys())
-        _tell(len(rows), len(draws))
+        if len(rows) >= _MANY:
+            _tell(len(rows), len(draws))
         missing = {row_id: draw for row_id, draw in draws.items() if row_id not in rows}
         images = ImageSet(items, transform)
         for computed in _compute(missing, images, encode, batch_size, workers, progress):
@@ -274,7 +275,8 @@ class FeatureCache:
                 computed = {}
         if computed:
             self._write(key, computed)
-        _tell(known, count)
+        if known >= _MANY:
+            _tell(known, count)
 
     def _folder(self, key: str) -> Path:
         return self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
@@ -320,8 +322,7 @@ def unchanging_images() -> Iterator[None]:
 
 
 def _tell(known: int, count: int) -> None:
-    if known >= _MANY:
-        logger.info("the features of %s of %s images are those of an earlier run", f"{known:,}", f"{count:,}")
+    logger.info("the features of %s of %s images are those of an earlier run", f"{known:,}", f"{count:,}")
 
 
 def _row_ids(item: Item, views: int) -> list[bytes]:
