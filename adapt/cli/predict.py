@@ -289,15 +289,16 @@ def _by_adapters(
         with counting_bar("reading images", True) as bar:
             answers: Iterable[Any] = list(model.ask(counted(images, count, bar), query))
     else:
-        from adapt.models.features import answers_of_files, keeps_features
-        from adapt.models.prediction import Query
+        answers = model.ask(images, query)
+        if count >= _MANY and model.watch is None and not model.method.views:
+            from adapt.models.features import answers_of_files, keeps_features
+            from adapt.models.prediction import Query
 
-        alone = query == Query(query.top_k, query.threshold, sets=query.sets) and model.watch is None
-        if alone and count >= _MANY and keeps_features(model, cache=True) and not model.method.views:
-            opened_files = ((path, image) for image, path in zip(images, paths, strict=False))  # an image comes first
-            answers = answers_of_files(model, opened_files, query)
-        else:
-            answers = model.ask(images, query)
+            alone = query == Query(query.top_k, query.threshold, sets=query.sets)
+            if alone and keeps_features(model, cache=True):  # an image is opened before its path is known
+                answers = answers_of_files(
+                    model, ((path, one) for one, path in zip(images, paths, strict=False)), query
+                )
         if not (query.items or query.explain) and has_trait(model.method, OverSet):
             logger.warning(
                 "each image is answered by itself; %s answers them as one set with --together", model.method.name
