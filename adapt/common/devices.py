@@ -36,17 +36,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_end_threads)
 
 
-# of glibc: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, in bytes, and what the user may have set in their place
-_KEPT, _OWN_WAYS = {-3: 2**30, -1: 2**31 - 1}, ("MALLOC_", "GLIBC_TUNABLES")
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 give_back: Callable[[int], int] = getattr(_libc, "malloc_trim", lambda pad: 0)
 """Return freed memory to the system, where the C library can: `give_back(0)`."""
-
-
-# glibc keeps freed memory, as activations that it maps anew for each layer cost more than the layers
-if (_mallopt := getattr(_libc, "mallopt", None)) and not any(name.startswith(_OWN_WAYS) for name in os.environ):
-    for _option, _most in _KEPT.items():
-        _mallopt(_option, _most)
+# of glibc: options in bytes, which return whether they are taken, and what the user may have set in their place
+_MMAP_THRESHOLD, _TRIM_THRESHOLD, _OWN_WAYS = -3, -1, ("MALLOC_", "GLIBC_TUNABLES")
+_mallopt: Callable[[int, int], int] = getattr(_libc, "mallopt", lambda option, value: 0)
+_is_set = any(name.startswith(_OWN_WAYS) for name in os.environ)
+# glibc keeps freed memory, as activations that it maps anew for each layer cost more than the layers. Before 2.35, the
+# first takes 32 MiB at most; the second without the first would map more anew than setting none.
+if not _is_set and any(_mallopt(_MMAP_THRESHOLD, most) for most in (2**30, 2**25)):
+    _mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def chosen(device: str | torch.device = AUTO) -> torch.device:

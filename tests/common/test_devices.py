@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,3 +145,29 @@ def test_the_child_of_a_fork_computes() -> None:
         os.kill(child, 9)
         os.waitpid(child, 0)
     assert (ended, status) == (child, 0)
+
+
+_OLD_LIBRARY = """
+import ctypes, sys
+from types import SimpleNamespace
+taken = {}
+most = int(sys.argv[1])  # bytes that the threshold of mmap may be
+def mallopt(option, value):
+    return int(option != -3 or value <= most) and not taken.update({option: value})
+ctypes.CDLL = lambda name: SimpleNamespace(mallopt=mallopt)
+from adapt.common import devices
+print(taken, devices._most == sys.maxsize)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="is about glibc")
+@pytest.mark.parametrize(
+    ("most", "taken"),
+    [(2**31, {-3: 2**30, -1: 2**31 - 1}), (2**25, {-3: 2**25, -1: 2**31 - 1}), (2**19, {})],
+)
+def test_freed_memory_is_kept_as_far_as_the_library_takes_it(most: int, taken: dict[int, int]) -> None:
+    """Before 2.35, glibc takes a threshold of 32 MiB at most. How many threads torch may use stays as it is."""
+    free = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    command = [sys.executable, "-c", _OLD_LIBRARY, str(most)]
+    told = subprocess.run(command, env=free, capture_output=True, text=True, check=True)
+    assert told.stdout == f"{taken} True\n"
