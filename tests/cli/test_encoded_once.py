@@ -37,7 +37,7 @@ def test_recommend_predict_sets_and_eval_encode_each_image_once(
         again = run(*command)
         assert again.exit_code == 0, again.output
     assert encoded == []
-    assert caplog.messages.count("the features of 120 of 120 images are those of an earlier run") == 2
+    assert caplog.messages.count("the features of 120 of 120 images are reused") == 2
 
 
 def rows(result: Any) -> list[list[str]]:

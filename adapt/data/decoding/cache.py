@@ -322,7 +322,7 @@ def unchanging_images() -> Iterator[None]:
 
 
 def _tell(known: int, count: int) -> None:
-    logger.info("the features of %s of %s images are those of an earlier run", f"{known:,}", f"{count:,}")
+    logger.info("the features of %s of %s images are reused", f"{known:,}", f"{count:,}")
 
 
 def _row_ids(item: Item, views: int) -> list[bytes]:
