@@ -65,8 +65,8 @@ def serve(
     the adapter that it was made with, or by its backbone. Web pages for trying them are at / and /chat, the API schema
     at /openapi.json, and metrics at /metrics. Without --token-file, anyone who can reach the port can send requests
     and, with --folder, load and unload adapters. Several clients may have a token each: the name is for the log, and
-    REQUESTS is the client's own --max-requests, over all kinds. SIGHUP, or POST /reload, loads the adapters again whose
-    files have changed.
+    REQUESTS is the client's own --max-requests, over all kinds. SIGHUP, or POST /reload, loads the adapters and indexes
+    again whose files have changed.
 
     \b
     Examples:

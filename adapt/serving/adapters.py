@@ -108,11 +108,20 @@ class Served:
         return together
 
 
+@dataclass(frozen=True)
+class ServedIndex:
+    """An index, the model that encodes its queries, and whether this is an adapter that is served as well."""
+
+    index: Index
+    model: ImageModel
+    by_adapter: bool
+
+
 class ServedAdapters:
     """The adapters of a server, which can be loaded, unloaded and switched while requests are answered.
 
     Each of `given` is a path or `NAME=PATH`, and the first adapter is the default. If there is a `folder`, requests may
-    load adapters from this folder, up to `most` adapters in total. Without a folder, the adapters cannot be changed.
+    load adapters from this folder, up to `most` adapters in total. Without a folder, requests can only reload adapters.
     Adapters with the same backbone share one copy of the backbone. `indexes` are given as adapters are; each is
     searched by the first adapter that fits it, or else by its backbone. Raises AdaptError if an adapter cannot be
     loaded or neither chats nor has features of images, if nothing fits an index, or if two have the same name.
@@ -133,15 +142,18 @@ class ServedAdapters:
         self._backbone, self._device, self._most = backbone, device, most
         self._shared: WeakValueDictionary[str, Backbone] = WeakValueDictionary()
         self._changing = threading.Lock()
-        self._files: dict[str, tuple[Path, object]] = {}  # of each adapter, with what tells that it has changed
+        # the path of each adapter and index, and the stamp of its files when they were read
+        self._files: dict[str, tuple[Path, object]] = {}
         models = {name: self._of_file(name, path) for name, path in _named(given).items()}
         self.now = Served(models, next(iter(models), ""))
-        self.indexes = {name: apart(self._searched, path) for name, path in _named(indexes, models).items()}
+        self.indexes: dict[str, ServedIndex] = {}
+        for name, path in _named(indexes, models).items():
+            self._add_index(name, path)
         if not (models or self.indexes):
             raise AdaptError("there is nothing to serve: give the path of at least one adapter, or an --index")
 
-    def index(self, name: str) -> tuple[Index, ImageModel]:
-        """Return the index `name`, with the model that encodes queries. Raises NoSuchAdapter if there is none."""
+    def index(self, name: str) -> ServedIndex:
+        """Return the index `name`. Raises NoSuchAdapter if there is none."""
         if name not in self.indexes:
             raise NoSuchAdapter(f"there is no index {brief(name)}; {nearest(name, self.indexes)}")
         return self.indexes[name]
@@ -170,28 +182,41 @@ class ServedAdapters:
         return name
 
     def reload(self) -> dict[str, Any]:
-        """Load the adapters again whose files have changed, and return the names as `reloaded` and `unchanged`.
+        """Load the adapters and indexes again whose files have changed; return names as `reloaded` and `unchanged`.
 
-        An adapter that cannot be loaded, or whose backbone would have to be downloaded, stays as it was, and its error
-        is in `failed`, by name. Indexes stay with the adapters that they were opened with.
+        An index whose adapter was reloaded or unloaded is matched with the present adapters. What cannot be loaded or
+        matched without a download stays as it was, and its error is in `failed`, by name.
         """
         reloaded, unchanged, failed = list[str](), list[str](), dict[str, str]()
         with self._changing:
-            for name in self.now.models:
-                path, before = self._files[name]
-                try:
-                    if _stamp(path) == before:
-                        unchanged.append(name)
-                        continue
-                    self._check_nothing_is_fetched(path)
-                    self.now = Served(self.now.models | {name: self._of_file(name, path)}, self.now.default)
-                    reloaded.append(name)
-                except AdaptError as error:
-                    failed[name] = str(error)
-        logger.info("reloaded: %s", ", ".join(reloaded) or "none, as no file has changed")
+            for again, names in (self._adapter_again, [*self.now.models]), (self._index_again, [*self.indexes]):
+                for name in names:
+                    try:
+                        (reloaded if again(name) else unchanged).append(name)
+                    except AdaptError as error:
+                        failed[name] = str(error)
+        logger.info("reloaded: %s", ", ".join(reloaded) or ("none" if failed else "none, as no file has changed"))
         for name, message in failed.items():
             logger.warning("%s stays as it was: %s", name, message)
         return {"reloaded": reloaded, "unchanged": unchanged, "failed": failed}
+
+    def _adapter_again(self, name: str) -> bool:
+        """Load an adapter again if its files have changed, and return whether they have."""
+        path, before = self._files[name]
+        if _stamp(located(path)) == before:
+            return False
+        self._check_nothing_is_fetched(path)
+        self.now = Served(self.now.models | {name: self._of_file(name, path)}, self.now.default)
+        return True
+
+    def _index_again(self, name: str) -> bool:
+        """Load an index again if its file has changed or its adapter is gone, and return whether this is so."""
+        (path, before), old = self._files[name], self.indexes[name]
+        gone = old.by_adapter and not any(old.model is each for each in self.now.models.values())
+        if _stamp(path, "index") == before and not gone:
+            return False
+        self._add_index(name, path, old.model.backbone)
+        return True
 
     def unload(self, name: str) -> None:
         """Unload the adapter `name`; current requests are still answered. Raises AdaptError for the default adapter."""
@@ -203,6 +228,7 @@ class ServedAdapters:
                     f"{name} is the default adapter, which cannot be unloaded: make another adapter the default first"
                 )
             self.now = Served({key: model for key, model in self.now.models.items() if key != name}, self.now.default)
+            del self._files[name]
 
     def switch(self, name: str) -> None:
         """Make the adapter `name` the default adapter, which answers requests that do not name an adapter."""
@@ -247,10 +273,16 @@ class ServedAdapters:
             )
 
     def _of_file(self, name: str, path: Path) -> ServedModel:
-        stamp = _stamp(path)  # before it is read, so that a file that changes meanwhile is read again
+        stamp = _stamp(located(path))  # before it is read, so that a file that changes meanwhile is read again
         model = apart(self._loaded, path)
         self._files[name] = path, stamp
         return model
+
+    def _add_index(self, name: str, path: Path, backbone: Backbone | None = None) -> None:
+        """Serve the index at `path`; if no adapter fits it, with `backbone`, or else with the one that it names."""
+        stamp = _stamp(path, "index")
+        self.indexes[name] = apart(self._searched, path, backbone or self._backbone)
+        self._files[name] = path, stamp
 
     def _loaded(self, path: Path) -> ServedModel:
         key = None if self._backbone is not None else backbone_key(path)
@@ -266,34 +298,33 @@ class ServedAdapters:
             model.predict(Image.new("RGB", (64, 64)))  # encodes the class texts now, not in the first request
         return model
 
-    def _searched(self, path: Path) -> tuple[Index, ImageModel]:
-        """Return the index at `path` with a model that fits it."""
+    def _searched(self, path: Path, backbone: Backbone | None) -> ServedIndex:
         index = load_index(path)
-        for model in self._encoders(index.header):
+        for model in self._encoders(index.header, backbone):
             if isinstance(model, ImageModel):
                 with suppress(AdaptError):
                     index.check(model)
-                    return index, model
-        raise AdaptError(f"no adapter here fits the index {path}: serve the adapter that it was made with")
+                    return ServedIndex(index, model, any(model is each for each in self.now.models.values()))
+        advice = "the adapter that it was made with" if index.header.adapter else f"it anew for {index.header.backbone}"
+        raise AdaptError(f"nothing here fits the index {path}: serve {advice}")
 
-    def _encoders(self, header: IndexHeader) -> Iterator[Model]:
+    def _encoders(self, header: IndexHeader, backbone: Backbone | None) -> Iterator[Model]:
         """Yield the adapters, and then without one their backbones, and the index's own."""
         adapters = [model for model in self.now.models.values() if isinstance(model, ImageModel)]
         yield from adapters
         if not header.adapter:
             yield from (unadapted(model.backbone.turning(True), ("object",)) for model in adapters)
-            backbone = self._backbone or load_backbone(header.backbone, self._device)
+            backbone = backbone or load_backbone(header.backbone, self._device)
             yield unadapted(backbone.turning(True), ("object",))
 
 
-def _stamp(path: Path) -> object:
-    """Return what changes with the files of an adapter. Raises AdaptError if they are not there."""
-    place = located(path)
+def _stamp(place: Path, what: str = "adapter") -> object:
+    """Return what changes with the files of an adapter or an index. Raises AdaptError if there are none."""
     try:
         files = sorted(place.iterdir()) if place.is_dir() else [place]
         return [(file.name, (status := file.stat()).st_mtime_ns, status.st_size, status.st_ino) for file in files]
     except OSError as error:
-        raise AdaptError(f"there is no adapter at {path}: {error.strerror or error}") from error
+        raise AdaptError(f"there is no {what} at {place}: {error.strerror or error}") from error
 
 
 def _named(given: Iterable[str], taken: Collection[str] = ()) -> dict[str, Path]:

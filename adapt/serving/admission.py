@@ -218,29 +218,31 @@ class ImageReaders(Worker[_Job]):
 
     def _run(self) -> None:
         without_team()
-        most = self._small if threading.current_thread() is self._threads[0] else float("inf")
-        while job := self._next(most):
-            size, read = job.left.popleft()
-            self._begin()
-            try:
-                job.results.append(read())
-            except Exception as error:  # noqa: BLE001  # an error in an image goes to its sender
-                if job.done.set_running_or_notify_cancel():
-                    job.done.set_exception(error)
-                continue
-            finally:
-                del read, self._begun[threading.get_ident()]
-                if size >= _LARGE:
-                    give_back(0)
-            if job.left:
-                with self._changed:
-                    self._queue.append(job)
-                    self._changed.notify_all()
-            elif job.done.set_running_or_notify_cancel():
-                job.done.set_result(job.results)
+        super()._run()
 
-    def _next(self, most: float) -> _Job | None:
-        """Wait for a request whose next image is not larger than `most`, and return the request; None once closed."""
+    def _answer(self, taken: _Job) -> None:
+        size, read = taken.left.popleft()
+        self._begin()
+        try:
+            taken.results.append(read())
+        except Exception as error:  # noqa: BLE001  # an error in an image goes to its sender
+            if taken.done.set_running_or_notify_cancel():
+                taken.done.set_exception(error)
+            return
+        finally:
+            del read, self._begun[threading.get_ident()]
+            if size >= _LARGE:
+                give_back(0)
+        if taken.left:
+            with self._changed:
+                self._queue.append(taken)
+                self._changed.notify_all()
+        elif taken.done.set_running_or_notify_cancel():
+            taken.done.set_result(taken.results)
+
+    def _next(self) -> _Job | None:
+        """Wait for a request with an image that this thread accepts, and return the request; None once closed."""
+        most = self._small if threading.current_thread() is self._threads[0] else float("inf")
         with self._changed:
             while not self._closed:
                 self._queue = deque(job for job in self._queue if not job.done.cancelled())

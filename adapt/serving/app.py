@@ -21,7 +21,7 @@ from adapt.models.base import is_native
 from adapt.models.prediction import Query
 from adapt.serving.adapters import NoSuchAdapter, NotAllowed, ServedAdapters, ServedModel, TooManyAdapters
 from adapt.serving.admission import Admission, Crowded, Limits, TooManyPixels
-from adapt.serving.chat_requests import FAILED, ChatCompletions, ChatRequest, Completion, ModelCard, ModelCards
+from adapt.serving.chat_requests import ChatCompletions, ChatRequest, Completion, ModelCard, ModelCards
 from adapt.serving.embedding_requests import Embedded, EmbeddingRequest, Embeddings, Searched, SearchRequest
 from adapt.serving.predict_requests import Asking, ImagesAnswered, ImagesInJson, Message, Predictions
 from adapt.serving.web import Around, Counted, Guard, Mistaken, Problem, Token, page, problem
@@ -63,7 +63,7 @@ class AdapterCard(BaseModel):
 
 
 class Reloaded(BaseModel):
-    """The names of the adapters whose files had changed or not, and errors of those that cannot be loaded, by name."""
+    """The names of the adapters and indexes that were loaded again or not, and errors of those that cannot be."""
 
     reloaded: list[str]
     unchanged: list[str]
@@ -133,7 +133,7 @@ def create_app(
     an `access_log`, each request is logged as a line of JSON. On shutdown, the application answers waiting requests
     for at most two seconds. Neither the application nor its web pages contact another server.
     """
-    limits, metrics = limits or Limits(), Counted()
+    limits, metrics = limits or Limits(), Counted(access_log)
     admission = Admission(limits)
     predictions = Predictions(adapters, admission, metrics)
     conversations = ChatCompletions(adapters, admission, metrics)
@@ -141,13 +141,13 @@ def create_app(
     metrics.waiting.set_function(lambda: work.waiting)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
+        yield {"refused": metrics.refused}
         await asyncio.to_thread(work.close, 2.0)
 
     app = FastAPI(title="adapt", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Guard, hosts=hosts, tokens=tokens)
-    app.add_middleware(Around, most=limits.body_bytes, metrics=metrics, log=access_log)
+    app.add_middleware(Around, most=limits.body_bytes, metrics=metrics)
     _add_problems(app)
     _add_predict(app, predictions, limits)
     _add_openai(app, adapters, conversations, Embeddings(adapters, admission, metrics, predictions))
@@ -174,10 +174,6 @@ def _add_problems(app: FastAPI) -> None:
     async def misfit(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         return problem(request.url.path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 422)
-
-    @app.exception_handler(Exception)  # the error is logged as well
-    async def failure(request: Request, error: Exception) -> Response:
-        return problem(request.url.path, FAILED, 500)
 
 
 def _add_predict(app: FastAPI, predictions: Predictions, limits: Limits) -> None:
@@ -282,7 +278,7 @@ def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
 
     @app.post("/reload", responses=_PROBLEMS)
     def reload_adapters() -> Reloaded:
-        """Load the adapters again whose files have changed; one that cannot be loaded stays as it was."""
+        """Load the adapters and indexes again whose files have changed; one that cannot be loaded stays as it was."""
         return Reloaded(**adapters.reload())
 
     @app.delete("/adapters/{name}", responses=_PROBLEMS)

@@ -44,7 +44,7 @@ from adapt.serving.predict_requests import (
     unanswered,
     wait_for_disconnect,
 )
-from adapt.serving.web import Counted, Mistaken
+from adapt.serving.web import FAILED, Counted, Mistaken
 
 _DATA = re.compile(r"data:image/[\w.+-]{1,40};base64,")
 _COLDEST = 0.001  # a temperature below which probabilities are 0 and 1
@@ -312,7 +312,6 @@ def _usage(last: Delta) -> Usage:
 
 _COMMAS = 20_000  # in a body, so that reading it blocks nobody
 CHARACTERS = 16  # for each token that a text may have
-FAILED = "the server failed to answer this request: its log has the error"
 _LOG = logging.getLogger(__name__)
 
 

@@ -90,23 +90,22 @@ class Talker(Worker[Question]):
         self._fresh = False  # whether the last turn was that of new questions
         super().__init__("adapt-talker")
 
-    def _run(self) -> None:
-        while group := self._next():
-            self._begin()
-            try:
-                group.go_on(lambda: bool(self._paused or (self._queue and self._has_room)), self._begin)
-            except Exception as error:  # noqa: BLE001  # an error of the model goes to the clients
-                if len(group.answers) > 1 and not any(answer.tokens for answer in group.answers):
-                    self._paused.extend(_Group([answer.question]) for answer in group.answers)  # one by one
-                    continue
-                for answer in group.open:
-                    answer.question.on_delta(error)
-                continue
-            finally:
-                self._begun.clear()
-            if group.open:
-                self._paused.append(group)
-                time.sleep(_PAUSE)
+    def _answer(self, taken: _Group) -> None:
+        self._begin()
+        try:
+            taken.go_on(lambda: bool(self._paused or (self._queue and self._has_room)), self._begin)
+        except Exception as error:  # noqa: BLE001  # an error of the model goes to the clients
+            if len(taken.answers) > 1 and not any(answer.tokens for answer in taken.answers):
+                self._paused.extend(_Group([answer.question]) for answer in taken.answers)  # one by one
+                return
+            for answer in taken.open:
+                answer.question.on_delta(error)
+            return
+        finally:
+            self._begun.clear()
+        if taken.open:
+            self._paused.append(taken)
+            time.sleep(_PAUSE)
 
     @property
     def _has_room(self) -> bool:

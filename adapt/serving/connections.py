@@ -42,9 +42,13 @@ class Connection(HttpToolsProtocol):
     """A uvicorn connection with time limits for headers (`head_seconds`), and for a body or a response (`seconds`).
 
     If there are more than `most` connections, the connection that has waited longest for a complete request is closed.
-    So is one that sends more requests than wait for their turn, whatever arrives at once: all that one read brings is
-    parsed in the event loop, while nobody else is answered. A client that sends too much is told so after a second
-    only, so that it does not do it again at once, and not at all while earlier requests have no answer.
+    A connection on which more than 16 requests wait is closed too, because everything that one read brings is parsed in
+    the event loop, while no other client is answered. A client that sends too much is told so after a second only, so
+    that it does not do it again at once, and not at all while earlier requests have no answer.
+
+    If the application's lifespan state has a function `refused`, it is called for a request that is refused with its
+    scope as far as it was read, the status, the seconds since the request began, the bytes of the response's body, and
+    whether the application is answering the request. It returns the request's id.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Connection(HttpToolsProtocol):
         self._refusal: tuple[int, str] | None = None
         self._in_head, self._may_tell = True, True
         self._since: int | None = None  # order of starting to wait for a complete request; None while there is one
+        self._began: float | None = None  # time of the first byte of the request that is being read
         self._ends: asyncio.TimerHandle | None = None
         self._gives_up: asyncio.TimerHandle | None = None  # closes on a client that does not read its answer
 
@@ -93,6 +98,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._began = self.loop.time()
         if len(self.pipeline) >= _QUEUED:
             self._stop_parsing(429, f"more than {_QUEUED} requests wait on this connection: wait for their answers")
 
@@ -120,7 +126,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._overhead = self._body = self._chunks = 0
-        self._in_head = True
+        self._in_head, self._began = True, None
         self._stop()
         if self.cycle.response_complete:  # answered before the body was complete
             self._wait(self._head_seconds)
@@ -174,14 +180,21 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, status: int, detail: str) -> None:
         """Close the connection, after an error response with `status` and `detail` unless others come before it."""
+        self._stop()
         # the last cycle is that of an earlier request until the headers of this one are complete
         first = self.cycle is None or (
             self.cycle.response_complete if self._in_head else not self.cycle.response_started
         )
-        if self._overhead and self._may_tell and not self.pipeline and first:
-            body = json.dumps({"detail": detail}).encode()
-            head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Length: {len(body)}\r\n"
+        told = self._began is not None and self._may_tell and not self.pipeline and first
+        body = json.dumps({"detail": detail}).encode() if told else b""
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Length: {len(body)}\r\n"
+        refused = self.app_state.get("refused")
+        if refused and self._began is not None and (told or self._in_head):
+            seconds = self.loop.time() - self._began
+            head += f"X-Request-Id: {refused(self.scope, status, seconds, len(body), not self._in_head)}\r\n"
+        if told:
             self.transport.write(f"{head}Content-Type: application/json\r\nConnection: close\r\n\r\n".encode() + body)
+        self._began = None
         self.transport.close()
 
 

@@ -178,7 +178,8 @@ class Embeddings:
         return await answered(request, self._admission, partial(sent_json, SearchRequest), self._searched)
 
     async def _searched(self, asked: SearchRequest) -> dict[str, object]:
-        index, model = self._adapters.index(asked.index)
+        served = self._adapters.index(asked.index)
+        index, model = served.index, served.model
         if not asked.input:
             raise HTTPException(422, "there is nothing to search for: give a text or an image as input")
         if asked.text is None and asked.share is not None:

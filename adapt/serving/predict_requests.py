@@ -295,26 +295,25 @@ class Batcher(Worker[Asked]):
         self._most, self._passed = most, passed
         super().__init__("adapt-batcher")
 
-    def _run(self) -> None:
-        while batch := self._next():
-            inputs = [each for asked in batch for each in asked.inputs]
-            answers: list[Any] = []
-            try:
-                for start in range(0, len(inputs), self._most):  # a request alone may have more
-                    self._begin()
-                    part = inputs[start : start + self._most]
-                    self._passed(len(part))
-                    answers += batch[0].compute(part)
-            except Exception as error:  # noqa: BLE001  # an error of the model goes to the clients
-                for asked in batch:
-                    asked.answer.set_exception(error)
-                continue
-            finally:
-                self._begun.clear()
-            start = 0
-            for asked in batch:
-                asked.answer.set_result(answers[start : start + len(asked.inputs)])
-                start += len(asked.inputs)
+    def _answer(self, taken: list[Asked]) -> None:
+        inputs = [each for asked in taken for each in asked.inputs]
+        answers: list[Any] = []
+        try:
+            for start in range(0, len(inputs), self._most):  # a request alone may have more
+                self._begin()
+                part = inputs[start : start + self._most]
+                self._passed(len(part))
+                answers += taken[0].compute(part)
+        except Exception as error:  # noqa: BLE001  # an error of the model goes to the clients
+            for asked in taken:
+                asked.answer.set_exception(error)
+            return
+        finally:
+            self._begun.clear()
+        start = 0
+        for asked in taken:
+            asked.answer.set_result(answers[start : start + len(asked.inputs)])
+            start += len(asked.inputs)
 
     def _next(self) -> list[Asked]:
         """Wait for requests and return the next batch, or an empty list once the batcher is closed and idle."""

@@ -15,12 +15,12 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from ipaddress import ip_address
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
 from fastapi import HTTPException, Request, Response
@@ -35,6 +35,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adapt.common import plain
 
 logger = logging.getLogger("adapt")
+FAILED = "the server failed to answer this request: its log has the error"
 OPENAI = "/v1/"  # below which paths are those of OpenAI's interface
 
 
@@ -76,6 +77,8 @@ def problem(path: str, message: str, status: int, headers: Mapping[str, str] | N
 _OPEN = ("/", "/chat", "/healthz")  # need no token: the pages ask for it, and monitors have none
 _SAFE = ("GET", "HEAD", "OPTIONS")
 HOLDER = "adapt.holder"  # where a request's scope has the name of its token
+# the keys of a request's id, and of the status and bytes with which its connection refused it
+_ID, _REFUSED = "adapt.id", "adapt.refused"
 
 
 @dataclass(frozen=True)
@@ -173,16 +176,16 @@ def page(name: str) -> Callable[[Request], Awaitable[Response]]:
 
 _SMALL = 2**16  # maximum bytes of a body without images; one of that size is read to its end even if refused
 _TAKE_IMAGES = ("/predict", "/v1/chat/completions", "/v1/embeddings", "/search")
-_LEFT = 499  # nginx's status for a client that did not wait, only for the metrics
+_LEFT = 499  # nginx's status for a client that did not wait, only for the metrics and the log
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 _LAST = (b"connection", b"close")  # makes uvicorn stop reading
 
 
 class Counted:
-    """The Prometheus metrics of one server, in a separate registry."""
+    """The Prometheus metrics of one server, in a separate registry, and its access log if `log`."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, log: bool = False) -> None:
+        self.log, self.registry = log, CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = Count("adapt_requests", "Requests.", ["path", "status"], registry=self.registry)
         self.seconds = Histogram("adapt_request_seconds", "Time to answer.", ["path"], registry=self.registry)
@@ -195,30 +198,57 @@ class Counted:
         self.passes = Histogram("adapt_pass_images", "Images in a pass.", buckets=sizes, registry=self.registry)
         self.waiting = Gauge("adapt_waiting_requests", "Requests that wait for a pass.", registry=self.registry)
 
+    def answered(self, scope: MutableMapping[str, Any], method: str, status: int, seconds: float, sent: int) -> None:
+        """Count a request that was answered after `seconds` with `sent` bytes, and log a line of JSON for it."""
+        path = getattr(scope.get("route"), "path", "other")  # the route, because the path that was sent may be anything
+        self.requests.labels(path, status).inc()
+        self.seconds.labels(path).observe(seconds)
+        if self.log:
+            line = {
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "client": (scope.get("client") or [""])[0], "token": scope.get(HOLDER, ""),
+                "method": method, "path": scope.get("path", ""), "status": status,
+                "ms": round(1000 * seconds, 1), "bytes": sent, "id": _identified(scope),
+            }  # fmt: skip
+            logger.info("%s", plain.dump(line))
+
+    def refused(self, scope: MutableMapping[str, Any], status: int, seconds: float, sent: int, answering: bool) -> str:
+        """Record that a connection refused a request, and return the request's id.
+
+        If the application is `answering` the request, `Around` counts it; otherwise it is counted here.
+        """
+        if answering:
+            scope[_REFUSED] = status, sent
+        else:
+            self.answered(scope, "", status, seconds, sent)
+        return _identified(scope)
+
+
+def _identified(scope: MutableMapping[str, Any]) -> str:
+    """Return the id of a request, which is its header `X-Request-Id` if that is a plain word."""
+    asked = Headers(raw=scope.get("headers", [])).get("x-request-id", "")
+    return scope.setdefault(_ID, asked if re.fullmatch(r"[\w.:-]{1,100}", asked, re.ASCII) else uuid.uuid4().hex)
+
 
 class Around:
     """ASGI middleware that answers 413 to bodies of more than `most` bytes, supports `HEAD`, and updates the metrics.
 
-    A response has an `X-Request-Id`, the request's own if that is a plain word. With `log`, a line of JSON is logged
-    for each request.
-
-    `most` applies to the paths that take images; the limit of all other URL paths is 64 KiB. If a request is answered
-    before its large body has arrived, the connection is closed, because reading such bodies from twenty clients blocked
-    the event loop for all other clients.
+    A response has the header `X-Request-Id`. `most` applies to the paths that take images; the limit of all other URL
+    paths is 64 KiB. If a request is answered before its large body has arrived, the connection is closed, because
+    reading such bodies from twenty clients blocked the event loop for all other clients.
     """
 
-    def __init__(self, app: ASGIApp, most: int, metrics: Counted, log: bool = False) -> None:
-        self.app, self.most, self.metrics, self.log = app, most, metrics, log
+    def __init__(self, app: ASGIApp, most: int, metrics: Counted) -> None:
+        self.app, self.most, self.metrics = app, most, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started, status, sent = time.perf_counter(), 0, 0
-        asked = Headers(scope=scope).get("x-request-id", "")
-        number = asked if re.fullmatch(r"[\w.:-]{1,100}", asked, re.ASCII) else uuid.uuid4().hex
-        method = scope["method"]
+        number, method = _identified(scope), scope["method"]
         bare = method == "HEAD"  # answered like GET, but without the body
+        outer = scope
         scope = {**scope, "method": "GET"} if bare else scope
         most = self.most if scope["path"] in _TAKE_IMAGES else min(self.most, _SMALL)
         left, coming = most, announced(scope, sys.maxsize) > _SMALL  # whether a large body is still arriving
@@ -254,19 +284,13 @@ class Around:
         except asyncio.CancelledError:  # the server is ending, and has waited as long as it could
             if not status:
                 await problem(scope["path"], "the server is shutting down", 503)(scope, receive, sending)
+        except Exception:
+            if not status:
+                await problem(scope["path"], FAILED, 500)(scope, receive, sending)
+            raise  # uvicorn logs it
         finally:
-            # the route, because the path that was sent may be anything
-            path = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.labels(path, status or 500).inc()
-            self.metrics.seconds.labels(path).observe(seconds := time.perf_counter() - started)
-            if self.log:
-                line = {
-                    "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                    "client": (scope.get("client") or [""])[0], "token": scope.get(HOLDER, ""),
-                    "method": method, "path": scope["path"], "status": status or 500,
-                    "ms": round(1000 * seconds, 1), "bytes": sent, "id": number,
-                }  # fmt: skip
-                logger.info("%s", plain.dump(line))
+            status, sent = outer.get(_REFUSED, (status or 500, sent))
+            self.metrics.answered(scope, method, status, time.perf_counter() - started, sent)
 
 
 def _too_large(most: int) -> HTTPException:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -49,7 +49,7 @@ Waiting = TypeVar("Waiting")
 
 
 class Worker(Generic[Waiting]):
-    """The base class of such threads, called `name`, whose `_run` takes requests from `_queue` under `_changed`."""
+    """The base class of such threads, called `name`, whose `_next` takes requests from `_queue` under `_changed`."""
 
     def __init__(self, name: str, threads: int = 1) -> None:
         self._queue: deque[Waiting] = deque()
@@ -90,5 +90,17 @@ class Worker(Generic[Waiting]):
         self._begun[threading.get_ident()] = time.monotonic()
 
     def _run(self) -> None:
-        """Answer requests until the worker is closed and, unless the class says otherwise, its queue is empty."""
+        while taken := self._next():
+            self._answer(taken)
+            del taken  # its images would stay until the next request
+
+    def _next(self) -> Any:
+        """Wait for requests and return what is answered together, or a false value once the worker has to end.
+
+        It ends once it is closed and, unless the class says otherwise, its queue is empty.
+        """
+        raise NotImplementedError
+
+    def _answer(self, taken: Any) -> None:
+        """Answer what `_next` returned."""
         raise NotImplementedError

@@ -373,7 +373,9 @@ def test_a_failure_of_the_model_is_told_and_the_next_is_answered(
     client = serve()
     with monkeypatch.context() as broken:
         broken.setattr(SideBySide, "predictions", lambda *asked: 1 / 0)
-        assert upload(client, images[:1]).status_code == 500
+        failed = upload(client, images[:1])
+    assert (failed.status_code, failed.json()["detail"][:24]) == (500, "the server failed to ans")
+    assert {"x-request-id", "x-content-type-options"} <= failed.headers.keys()
     assert upload(client, images[:1]).status_code == 200
 
 

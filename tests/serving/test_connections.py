@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import re
 import socket
 import threading
 import time
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 import uvicorn
 
+from adapt.serving.adapters import ServedAdapters
+from adapt.serving.app import create_app
 from adapt.serving.connections import Connection
 
 HEAD = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n"
@@ -43,7 +46,7 @@ def serve() -> Iterator[Callable[..., Connect]]:
     """Starts a server with those limits, and gives what connects to it."""
     ends: list[Callable[[], None]] = []
 
-    def start(head_seconds: float = 60, seconds: float = 60, most: int = 100) -> Connect:
+    def start(head_seconds: float = 60, seconds: float = 60, most: int = 100, app: Any = app) -> Connect:
         listening = socket.create_server(("127.0.0.1", 0))
         protocol: Any = functools.partial(Connection, head_seconds=head_seconds, seconds=seconds, most=most)
         config = uvicorn.Config(app, http=protocol, ws="none", log_level="critical", timeout_graceful_shutdown=1)
@@ -99,7 +102,7 @@ def test_headers_and_bodies_that_do_not_come(serve: Callable[..., Connect]) -> N
 def test_a_second_request_has_the_same_time(serve: Callable[..., Connect]) -> None:
     client = serve(head_seconds=0.5)(HEAD + b"\r\n1234567890" + HEAD)
     found = everything(client)
-    assert (found.count(b"HTTP/1.1 200"), found.count(b"HTTP/1.1 408")) == (1, 0)
+    assert (found.count(b"HTTP/1.1 200"), found.count(b"HTTP/1.1 408")) == (1, 1)
 
 
 def test_whole_requests_are_answered_whatever_they_are_cut_into(serve: Callable[..., Connect]) -> None:
@@ -125,6 +128,34 @@ def test_headers_without_an_end_and_what_is_no_http(serve: Callable[..., Connect
     big = HEAD.replace(b": 10", b": 900000") + b"\r\n" + b"x" * 900_000
     client = connect(big)
     assert client.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_refused_requests_are_logged_and_have_an_id(
+    serve: Callable[..., Connect], served: ServedAdapters, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What `adapt serve` does: a line for each, with the id that the client got, and one more of its metrics."""
+    caplog.set_level("INFO", "adapt")
+    connect = serve(0.3, 0.5, app=create_app(served, access_log=True))
+    own = b"GET /adapters HTTP/1.1\r\nX-Request-Id: mine\r\n"
+    late = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    sents = b"no http\r\n\r\n", own + b"\r\n", own + b"Host: a\r\n", late
+    heads = [everything(connect(sent)).partition(b"\r\n\r\n")[0] for sent in sents]
+    assert [head[9:12] for head in heads] == [b"400", b"400", b"408", b"408"]
+    ids = [re.findall(rb"(?i)x-request-id: (\S+)", head) for head in heads]
+    assert [len(each) for each in ids] == [1] * 4
+    assert everything(connect()) == b""  # nothing was begun, and nothing is logged
+    page = everything(connect(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"))
+    lines = [json.loads(message) for message in caplog.messages if message.startswith("{")][:-1]
+    assert [(line["client"], line["method"], line["path"], line["status"]) for line in lines] == [
+        ("127.0.0.1", "", "", 400), ("127.0.0.1", "", "", 400), ("127.0.0.1", "", "", 408),
+        ("127.0.0.1", "POST", "/predict", 408),
+    ]  # fmt: skip
+    assert [[line["id"].encode()] for line in lines] == ids
+    assert ids[1] == ids[2] == [b"mine"]
+    assert all(line["bytes"] > 40 for line in lines)
+    assert lines[2]["ms"] > 250
+    assert b'adapt_requests_total{path="other",status="400"} 2.0' in page
+    assert b'adapt_requests_total{path="/predict",status="408"} 1.0' in page
 
 
 def test_chunks_may_be_small_but_not_all_of_a_byte(serve: Callable[..., Connect]) -> None:

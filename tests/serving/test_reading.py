@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from io import BytesIO
 
@@ -53,6 +55,22 @@ def test_what_is_found_comes_in_order_and_the_first_error_ends_it(readers: Image
     with pytest.raises(adapt.AdaptError, match="no d"):
         readers.read("de", [1, 1], fails).result(30)
     assert gate.seen == ["a", "b", "c", "d"]
+
+
+def test_a_thread_that_waits_holds_no_picture(readers: ImageReaders) -> None:
+    """The last one of each thread stayed in memory until the next came: 256 MB of one with transparency."""
+    seen: list[weakref.ref[Image.Image]] = []
+
+    def look(part: str) -> Image.Image:
+        picture = Image.new("L", (2, 2))
+        seen.append(weakref.ref(picture))
+        return picture
+
+    assert len(readers.read("ab", [1, 1], look).result(30)) == 2
+    until = time.monotonic() + 30
+    while any(each() is not None for each in seen) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert [each() for each in seen] == [None, None]
 
 
 def test_of_which_least_is_left_goes_first(readers: ImageReaders, gate: Gate) -> None:

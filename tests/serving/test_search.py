@@ -138,7 +138,7 @@ def test_an_index_of_an_adapter_is_searched_by_it(
     assert [(each["entry"], round(each["cosine"], 5)) for each in found[0]] == [(ENTRIES[2], 1.0)]
     with pytest.raises(AdaptError, match="the name texts is given twice"):
         ServedAdapters([f"texts={saved}/lora.safetensors"], backbone=open_clip, indexes=index)
-    with pytest.raises(AdaptError, match=r"no adapter here fits the index .*: serve the adapter that it was made with"):
+    with pytest.raises(AdaptError, match=r"nothing here fits the index .*: serve the adapter that it was made with"):
         ServedAdapters([f"{saved}/coop.safetensors"], backbone=open_clip, indexes=index)
 
 
@@ -148,7 +148,7 @@ def test_indexes_share_the_backbone_of_an_adapter(folder: Path, open_clip: Any, 
     bare = adapt.wrap(open_clip, adapt.methods.ZeroShot(), ("object",)).eval()
     index_texts(bare, ENTRIES).save(tmp_path / "bare.safetensors")
     served = ServedAdapters([f"{saved}/coop.safetensors"], backbone=open_clip, indexes=[f"{tmp_path}/bare.safetensors"])
-    _, model = served.index("bare")
+    model = served.index("bare").model
     assert next(model.backbone.model.parameters()) is next(open_clip.model.parameters())
     assert post(served, index="bare", input=ENTRIES[0], top_k=1).json()["results"][0][0]["entry"] == ENTRIES[0]
 
@@ -169,3 +169,44 @@ def test_a_server_of_indexes_alone_classifies_by_what_is_loaded(
         assert (answer.status_code, '"adapter":"coop"' in answer.text) == (200, True)
     with pytest.raises(AdaptError, match="there is nothing to serve"):
         ServedAdapters([])
+
+
+def test_a_changed_index_is_loaded_again_and_stays_with_an_adapter_until_it_is_made_again(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import adapt
+
+    backbone = adapt.load_backbone(BACKBONE)
+
+    def trained(seed: int) -> Any:
+        torch.manual_seed(seed)
+        model = adapt.wrap(backbone, adapt.methods.LoRA(rank=1, towers=("vision",)), ("object",)).eval()
+        with torch.no_grad():
+            for parameter in model.method.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        model.save(tmp_path / "own.safetensors")
+        return model
+
+    index_images(trained(0), [str(folder / "0.png")]).save(tmp_path / "photos.safetensors")
+    index_texts(unadapted(backbone, ("object",)), ENTRIES).save(tmp_path / "texts.safetensors")
+    indexes = [f"{tmp_path}/photos.safetensors", f"{tmp_path}/texts.safetensors"]
+    served = ServedAdapters([f"own={tmp_path}/own.safetensors"], None, backbone, indexes=indexes)
+    old = served.now.models["own"]
+    assert served.index("photos").model is old
+    assert served.reload() == {"reloaded": [], "unchanged": ["own", "photos", "texts"], "failed": {}}
+
+    index_texts(unadapted(backbone, ("object",)), ENTRIES[:2]).save(tmp_path / "texts.safetensors")
+    new = trained(1)
+    answer = served.reload()
+    assert (answer["reloaded"], answer["unchanged"], list(answer["failed"])) == (["own", "texts"], [], ["photos"])
+    assert served.index("photos").model is old
+    assert served.index("texts").index.entries == tuple(ENTRIES[:2])
+
+    (tmp_path / "texts.safetensors").rename(tmp_path / "gone.safetensors")
+    assert "there is no index at" in served.reload()["failed"]["texts"]
+    (tmp_path / "gone.safetensors").rename(tmp_path / "texts.safetensors")
+
+    index_images(new, [str(folder / "1.png")]).save(tmp_path / "photos.safetensors")
+    assert served.reload() == {"reloaded": ["photos"], "unchanged": ["own", "texts"], "failed": {}}
+    assert served.index("photos").model is served.now.models["own"]
+    assert served.index("photos").index.entries == (str(folder / "1.png"),)
