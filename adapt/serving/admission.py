@@ -251,7 +251,7 @@ class ImageReaders(Worker[_Job]):
                     job = min(fitting, key=lambda job: sum(size for size, _ in job.left))
                     self._queue.remove(job)
                     return job
-                self._changed.wait()
+                self._wait()
         return None
 
 

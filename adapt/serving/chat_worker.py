@@ -126,7 +126,7 @@ class Talker(Worker[Question]):
                     return self._paused.popleft()
                 if self._closed:
                     return None
-                self._changed.wait()
+                self._wait()
 
     def _taken(self) -> list[Question]:
         """Take the first question, and others to the same model, from those that wait."""

@@ -31,7 +31,6 @@ from torch import Tensor
 
 from adapt.backbones.encoded_images import PreparedImage
 from adapt.chats import Chat
-from adapt.common.devices import give_back
 from adapt.common.errors import AdaptError
 from adapt.common.validation import explain
 from adapt.data.decoding.images import in_batches, open_image
@@ -285,9 +284,6 @@ class Classifying:
         return self.together.predictions(pixels, self.query)
 
 
-_IDLE = 1.0  # seconds without a request after which memory is given back
-
-
 class Batcher(Worker[Asked]):
     """A thread that answers requests in passes of at most `most` inputs, and calls `passed` with their sizes."""
 
@@ -319,9 +315,8 @@ class Batcher(Worker[Asked]):
         """Wait for requests and return the next batch, or an empty list once the batcher is closed and idle."""
         while True:
             with self._changed:
-                if not self._changed.wait_for(lambda: self._queue or self._closed, _IDLE):
-                    give_back(0)
-                    self._changed.wait_for(lambda: self._queue or self._closed)
+                while not (self._queue or self._closed):
+                    self._wait()
                 if not self._queue:
                     return []
                 batch, size = list[Asked](), 0

@@ -18,6 +18,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import torch
 from threadpoolctl import threadpool_limits
 
+from adapt.common.devices import give_back
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -46,6 +48,8 @@ def apart(compute: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 Waiting = TypeVar("Waiting")
+
+_IDLE = 1.0  # seconds
 
 
 class Worker(Generic[Waiting]):
@@ -85,6 +89,12 @@ class Worker(Generic[Waiting]):
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(seconds)
+
+    def _wait(self) -> None:
+        """Wait for another request or the end; after a second without one, give freed memory back to the system."""
+        if not self._changed.wait(_IDLE):
+            give_back(0)
+            self._changed.wait()
 
     def _begin(self) -> None:
         self._begun[threading.get_ident()] = time.monotonic()

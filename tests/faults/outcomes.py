@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import resource
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -45,6 +47,7 @@ def of(look: Callable[[], tuple[str, str]]) -> Outcome:
 def _report(look: Callable[[], tuple[str, str]], write: int) -> None:
     """Runs `look` in this process, tells the parent, and ends."""
     signal.alarm(SECONDS)
+    faulthandler.dump_traceback_later(SECONDS - 2, file=sys.__stderr__)  # where one that is ended hung
     held = _status("VmSize")
     resource.setrlimit(resource.RLIMIT_AS, (held * 1024 + MEMORY,) * 2)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adapt.models.prediction import Query
-from adapt.serving import predict_requests
+from adapt.serving import worker
 from adapt.serving.predict_requests import Asked, Batcher, Classifying
 
 
@@ -98,8 +98,8 @@ def test_closing_answers_what_waits_and_takes_no_more(adapters: Adapters) -> Non
 
 def test_memory_is_given_back_once_nobody_asks(adapters: Adapters, monkeypatch: pytest.MonkeyPatch) -> None:
     given, at_rest = list[int](), threading.Event()
-    monkeypatch.setattr(predict_requests, "_IDLE", 0.05)
-    monkeypatch.setattr(predict_requests, "give_back", lambda kept: given.append(kept) or at_rest.set())
+    monkeypatch.setattr(worker, "_IDLE", 0.05)
+    monkeypatch.setattr(worker, "give_back", lambda kept: given.append(kept) or at_rest.set())
     batcher = Batcher(4)
     adapters.go.set()
     for _ in range(2):
