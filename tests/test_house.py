@@ -36,7 +36,7 @@ DOORS = {
 # files that name each other, if for types alone: a method reads a step of a model, and a model asks its method
 TOGETHER = [{"methods.base", "models"}, {"methods.das"}, {"methods", "methods.compose"}, {"data.decoding"}]
 NO_METHOD_BY_NAME = {"backbones", "choosing", "data", "engine", "evaluation", "models", "training"}
-MOST_LINES = 62_334  # of Python in the wheel: CONTRIBUTING.md
+MOST_LINES = 62_340  # of Python in the wheel: CONTRIBUTING.md
 
 
 @cache

@@ -29,7 +29,8 @@ def explain(model: type[BaseModel], error: ValidationError, where: str, listed_b
     For an unknown key, the message suggests the nearest valid key, or else `listed_by`, such as a command. Of the kinds
     that a value may be, such as a number or a list, the one is explained that comes furthest.
     """
-    alike = [each for each in error.errors() if each["loc"][:1] == error.errors()[0]["loc"][:1]]
+    problems = error.errors(include_url=False)  # once, as there may be one for each value of a long list
+    alike = [each for each in problems if each["loc"][:1] == problems[0]["loc"][:1]]
     problem = max(alike, key=lambda each: len(each["loc"]))
     path, owner = _locate(model, problem["loc"])
     key = ".".join(path) or "its settings"
@@ -40,7 +41,7 @@ def explain(model: type[BaseModel], error: ValidationError, where: str, listed_b
         word = described[meant[0]] if meant else path[-1]
         return f"{where}: unknown key {key!r}; {nearest(word, _keys(owner), listed_by)}"
     if problem["type"] == "missing" and isinstance(problem["loc"][-1], int):  # of a fixed number of values
-        count = 1 + max(int(each["loc"][-1]) for each in error.errors() if each["loc"][:-1] == problem["loc"][:-1])
+        count = 1 + max(int(each["loc"][-1]) for each in problems if each["loc"][:-1] == problem["loc"][:-1])
         field = owner.model_fields.get(path[-1]) if issubclass(owner, BaseModel) else None
         about = f" ({field.description})" if field and field.description else ""
         return f"{where}: {key} is {brief(problem['input'])}: expected {count} values{about}"
