@@ -63,7 +63,7 @@ def test_only_so_many_images_are_encoded_at_once_without_gradients(monkeypatch: 
     largest = 96 * 32 * 32 * 4  # bytes of an image's largest map: 96 channels of 32 by 32
     monkeypatch.setattr(vision_encoder, "MAP_BYTES", 3 * largest)
     with torch.no_grad():
-        assert torch.allclose(backbone.encode_image(pixels), whole, rtol=0, atol=1e-5)
+        assert torch.allclose(backbone.encode_image(pixels), whole, rtol=0, atol=1e-4)  # values up to 6
     assert seen == [7, 1, 3, 3, 1]  # with gradients, then one to measure by, and the parts
 
 
